@@ -1,0 +1,1 @@
+"""The scheduler that `celery -A workers beat` uses."""

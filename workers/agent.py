@@ -1,0 +1,150 @@
+"""The part of a Celery worker that makes it the worker of its host: a worker-level boot step.
+
+It takes the host's lease before anything is consumed (a second worker waits here, passive), raises limits, starts the
+watcher, and keeps the lease by heartbeats from a thread of its own, so that they do not depend on the broker.
+"""
+
+import resource
+import sys
+import threading
+import time
+from typing import Any
+
+import structlog
+from celery import bootsteps
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.worker import state as worker_state
+
+from workers.domain.errors import ReliabilityError, StoreUnavailable
+from workers.messages import CeleryWakeups, NoWakeups
+
+_log = structlog.get_logger(component="worker")
+
+# Shorter turns of the interpreter: a death must not wait behind a thread that checks a thousand VMs.
+_SWITCH_INTERVAL_S = 0.0005
+_SAY_AGAIN_S = 60.0
+_POLL_S = 0.2
+_OTHER_TAKES_OVER = 70  # exit status: another worker serves this host (EX_SOFTWARE of sysexits.h)
+
+
+class WrongPool(ReliabilityError):
+    pass
+
+
+class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is untyped
+    """Started before the consumer, stopped after it. `worker.settings` are in the app's configuration."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._runtime: Any = None
+
+    def start(self, parent: Any) -> None:
+        # Wired only where a worker really starts: the app is also imported by beat, Flower and the command line.
+        from workers.bootstrap import start_host_runtime  # noqa: PLC0415
+
+        _refuse_forking_pool(parent)
+        settings = parent.app.conf.settings
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        _raise_fd_limit()
+        wants_recovery = settings.enabled and settings.recovery.enabled
+        wakeups = CeleryWakeups(parent.app) if wants_recovery else NoWakeups()
+        self._runtime = start_host_runtime(settings, wakeups)
+        self._take_host()
+        self._runtime.watcher.start()
+        self._runtime.active = True
+        self._thread = threading.Thread(target=self._live, name="host-agent", daemon=True)
+        self._thread.start()
+
+    def _take_host(self) -> None:
+        """Wait until the host name is ours; say who has it, once and then now and then."""
+        told: tuple[str, float] = ("", 0.0)
+        while True:
+            try:
+                holder = self._runtime.lease.acquire()
+                why = f"{holder} serves it" if holder else ""
+            except StoreUnavailable as error:
+                why = str(error)
+            if not why:
+                _log.info("this worker serves the host", host=self._runtime.host)
+                return
+            if why != told[0] or time.monotonic() - told[1] > _SAY_AGAIN_S:
+                _log.warning("passive: waiting for the host's lease", host=self._runtime.host, why=why)
+                told = (why, time.monotonic())
+            _end_if_asked()
+            self._stopping.wait(_POLL_S)
+
+    def _live(self) -> None:
+        watching = False
+        away_since: float | None = None
+        while not self._stopping.is_set():
+            try:
+                self._heartbeat()
+                if not watching:
+                    self._catch_up()
+                    watching = True
+                if away_since is not None:
+                    _log.info("redis is back", away_s=round(time.monotonic() - away_since, 1))
+                    away_since, watching = None, True
+                    self._catch_up()
+            except StoreUnavailable as error:
+                if away_since is None:
+                    _log.warning("redis is away: nothing is recovered until it is back", error=str(error))
+                    away_since = time.monotonic()
+            except Exception:  # noqa: BLE001 - a dead heartbeat would cost the host its worker
+                _log.exception("host agent: this round failed, the next one tries again")
+            self._stopping.wait(self._runtime.lease.every_s if away_since is None else 1.0)
+
+    def _heartbeat(self) -> None:
+        holder = self._runtime.lease.acquire()
+        if holder is not None:
+            self._runtime.active = False
+            _log.critical("another worker serves this host: this one ends", host=self._runtime.host, holder=str(holder))
+            worker_state.should_stop = _OTHER_TAKES_OVER
+            self._stopping.set()
+
+    def _catch_up(self) -> None:
+        """What happened while nobody looked: watch what lives, find what died, drive what was left undone."""
+        if self._stopping.is_set():
+            return
+        watched = self._runtime.watch_known()
+        self._runtime.detect_orphans(self._runtime.host)
+        _log.info("watching", vmms=watched)
+
+    def stop(self, parent: Any) -> None:
+        del parent
+        self._stopping.set()
+        if self._runtime is None or self._thread is None:
+            return
+        self._runtime.active = False
+        self._thread.join(timeout=5)
+        self._runtime.watcher.stop()
+        try:
+            self._runtime.lease.release()
+        except StoreUnavailable:
+            _log.info("the host's lease runs out by itself: redis is away")
+
+    terminate = stop
+
+
+def _refuse_forking_pool(parent: Any) -> None:
+    """A forked child would hold VM locks after their VMM's death (DESIGN section 8)."""
+    name = str(getattr(parent.pool_cls, "__module__", parent.pool_cls))
+    if "thread" not in name and "solo" not in name:
+        raise WrongPool(f"pool {name}: only `--pool threads` keeps the one-process guard; start `reliability worker`")
+
+
+def _raise_fd_limit() -> None:
+    """A pidfd per VMM and a socket per probe: the soft limit of 1024 is too low, the hard one is ours to use."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _end_if_asked() -> None:
+    if worker_state.should_terminate is not None and worker_state.should_terminate is not False:
+        raise WorkerTerminate(worker_state.should_terminate)
+    if worker_state.should_stop is not None and worker_state.should_stop is not False:
+        raise WorkerShutdown(worker_state.should_stop)

@@ -1,0 +1,229 @@
+"""The only place that joins parts: settings in, ready-made services out."""
+
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import timedelta
+from importlib.metadata import version
+
+import redis
+
+from workers.domain.errors import ReliabilityError
+from workers.domain.health import HealthPolicy
+from workers.domain.recovery import RecoveryPolicy
+from workers.domain.vm import Vantage, VmRecord
+from workers.host.identity import incarnation_of, read_vantage
+from workers.host.rundir import HostFiles
+from workers.host.vmm_host import LocalVmmHost
+from workers.host.watcher import Watcher
+from workers.ports import Wakeups
+from workers.runtime import Deaths, HostLease, HostRuntime
+from workers.services.health import HealthChecks
+from workers.services.recovery import Recovery
+from workers.services.registry import Registry
+from workers.services.sweeps import OrphanDetection, Reconciliation
+from workers.settings import Settings
+from workers.store.client import connect
+from workers.store.events import EventLog
+from workers.store.hosts import HostRegistry, HostWorker
+from workers.store.schedule import DETECT_ORPHANS, RECONCILE, RedisSchedule
+from workers.store.vm_store import RedisVmStore
+from workers.telemetry.story import LogTelemetry
+from workers.vmm.driver import Driver
+from workers.vmm.firecracker import FirecrackerDriver
+from workers.vmm.prober import EpollProber
+from workers.vmm.qemu import QemuDriver
+
+DISTRIBUTION = "metald-reliability"
+_LOG_LIMIT_BYTES = 16 << 20
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
+def health_policy(settings: Settings) -> HealthPolicy:
+    check = settings.health_check
+    return HealthPolicy(
+        interval_ms=_ms(check.interval),
+        timeout_ms=_ms(check.timeout),
+        failing_interval_ms=_ms(check.failing_interval),
+        failure_threshold=check.failure_threshold,
+        recovery_threshold=check.recovery_threshold,
+        start_period_ms=_ms(check.start_period),
+        stable_period_ms=_ms(settings.recovery.stable_period),
+    )
+
+
+def recovery_policy(settings: Settings) -> RecoveryPolicy:
+    recovery = settings.recovery
+    return RecoveryPolicy(
+        max_retries=recovery.max_retries,
+        retry_interval_ms=_ms(recovery.retry_interval),
+        backoff_factor=recovery.backoff_factor,
+        max_retry_interval_ms=_ms(recovery.max_retry_interval),
+        recovery_timeout_ms=_ms(recovery.recovery_timeout),
+        stable_period_ms=_ms(recovery.stable_period),
+        lease_ms=_ms(recovery.lease),
+        stop_grace_ms=_ms(recovery.stop_grace),
+        start_timeout_ms=_ms(recovery.start_timeout),
+        per_host=recovery.per_host,
+        per_fleet=recovery.per_fleet,
+    )
+
+
+def redis_client(settings: Settings) -> redis.Redis:
+    return connect(
+        settings.redis.url.get_secret_value(),
+        timeout_s=settings.redis.timeout.total_seconds(),
+        connect_timeout_s=settings.redis.connect_timeout.total_seconds(),
+    )
+
+
+def fleet_schedule(settings: Settings) -> RedisSchedule:
+    return RedisSchedule(
+        redis_client(settings),
+        prefix=settings.redis.prefix,
+        interval_ms=_ms(settings.health_check.interval),
+        per_message=settings.health_check.batch_size,
+        sweeps={DETECT_ORPHANS: _ms(settings.recovery.detection_interval), RECONCILE: _ms(settings.reconcile_interval)},
+    )
+
+
+class Fleet:
+    """What every process that reads or declares VMs needs: the CLI, pages, tests."""
+
+    def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
+        self.settings = settings
+        client = client or redis_client(settings)
+        prefix = settings.redis.prefix
+        self.store = RedisVmStore(client, prefix=prefix, events_kept=settings.events.max_length)
+        self.hosts = HostRegistry(client, prefix=prefix)
+        self.events = EventLog(client, prefix=prefix)
+
+    def registry(self, wakeups: Wakeups, *, actor: str) -> Registry:
+        return Registry(self.store, wakeups, actor=actor)
+
+
+def drivers(settings: Settings) -> dict[str, Driver]:
+    firecracker, qemu = settings.drivers.firecracker, settings.drivers.qemu
+    made: Sequence[Driver] = (
+        FirecrackerDriver(firecracker.binary, firecracker.environment),
+        QemuDriver(qemu.binary, qemu.accel, qemu.environment),
+    )
+    return {driver.name: driver for driver in made}
+
+
+def _this_worker(settings: Settings, vantage: Vantage) -> HostWorker:
+    process = incarnation_of(os.getpid(), vantage)
+    if process is None:
+        raise NotAWorker("/proc does not show this process; is it mounted?")
+    return HostWorker(
+        owner=uuid.uuid4().hex,
+        host=settings.host,
+        process=process,
+        since_ms=int(time.time() * 1000),
+        version=version(DISTRIBUTION),
+    )
+
+
+class NotAWorker(ReliabilityError):
+    """A task ran where no host agent was started."""
+
+
+_runtime: HostRuntime | None = None
+_runtime_lock = threading.Lock()
+
+
+def host_runtime() -> HostRuntime:
+    """Return the runtime of this worker process. Raises NotAWorker."""
+    if _runtime is None:
+        raise NotAWorker("no host agent runs in this process; start it with `reliability worker`")
+    return _runtime
+
+
+def start_host_runtime(settings: Settings, wakeups: Wakeups) -> HostRuntime:
+    """Join the parts of this host, once per process."""
+    global _runtime  # noqa: PLW0603 - Celery gives tasks no other way to their surroundings
+    with _runtime_lock:
+        if _runtime is None:
+            _runtime = build_host_runtime(settings, wakeups)
+        return _runtime
+
+
+def build_host_runtime(settings: Settings, wakeups: Wakeups) -> HostRuntime:
+    host = settings.host
+    fleet = Fleet(settings)
+    store, telemetry = fleet.store, LogTelemetry()
+    files = HostFiles(settings.state_dir)
+    files.prepare()
+    vantage = read_vantage(settings.state_dir)
+    known = drivers(settings)
+    deaths = Deaths(files)
+    watcher = Watcher(vantage, on_deaths=deaths.deliver, on_cause=deaths.note_cause)
+
+    def socket_of(record: VmRecord) -> str:
+        return record.socket or str(files.run(record.vm_id, record.generation).socket)
+
+    timeout_s = settings.health_check.timeout.total_seconds()
+    prober = EpollProber(known, vantage, socket_of=socket_of, timeout_s=timeout_s)
+    vmm_host = LocalVmmHost(
+        files,
+        known,
+        vantage,
+        image_roots=settings.image_roots,
+        stop_grace_s=settings.recovery.stop_grace.total_seconds(),
+        start_timeout_s=settings.recovery.start_timeout.total_seconds(),
+        known_pids=watcher.pids_of_others,
+    )
+    checks = HealthChecks(
+        store, prober, wakeups, telemetry, host=host, policy=health_policy(settings), watch=watcher.watch
+    )
+    recovery = Recovery(
+        store,
+        vmm_host,
+        prober,
+        wakeups,
+        telemetry,
+        host_name=host,
+        policy=recovery_policy(settings),
+        watch=watcher.watch,
+        new_owner=lambda: uuid.uuid4().hex,
+        jitter=random.SystemRandom().random,
+    )
+    orphans = OrphanDetection(
+        store,
+        prober,
+        checks,
+        wakeups,
+        telemetry,
+        host=host,
+        detection_interval_ms=_ms(settings.recovery.detection_interval),
+        bound_logs=lambda vm_id: files.bound_logs(vm_id, _LOG_LIMIT_BYTES),
+    )
+    lease_ms = _ms(settings.worker.host_lease)
+    strays_ttl_ms = 3 * _ms(settings.reconcile_interval)
+    reconciliation = Reconciliation(
+        store,
+        vmm_host,
+        telemetry,
+        host_name=host,
+        put_strays=lambda strays: fleet.hosts.put_strays(host, strays, ttl_ms=strays_ttl_ms),
+        silent_hosts=lambda: fleet.hosts.silent(longer_than_ms=3 * lease_ms),
+    )
+    deaths.tell = checks.processes_ended
+    lease = HostLease(fleet.hosts, _this_worker(settings, vantage), vantage, ttl_ms=lease_ms)
+    return HostRuntime(
+        settings.host,
+        store=store,
+        checks=checks,
+        recovery=recovery,
+        orphans=orphans,
+        reconciliation=reconciliation,
+        watcher=watcher,
+        lease=lease,
+        recovery_enabled=settings.enabled and settings.recovery.enabled,
+    )

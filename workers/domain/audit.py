@@ -1,0 +1,58 @@
+"""One entry of the event stream: who decided what about which VM, and why."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from workers.domain.vm import Reason, State, VmRecord
+
+
+class EventKind(StrEnum):
+    REGISTERED = "registered"
+    CHANGED = "changed"
+    FORGOTTEN = "forgotten"
+    TRANSITION = "transition"
+    ATTEMPT_STARTED = "attempt_started"
+    ATTEMPT_FAILED = "attempt_failed"
+    RECOVERED = "recovered"
+    ADOPTED = "adopted"
+    WITHDRAWN = "withdrawn"
+    DEFERRED = "deferred"
+    OVERRIDE = "override"
+    STOPPED_AGAIN = "stopped_again"
+    STRAY = "stray"
+    DRIFT = "drift"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`why` is for people; every other field is for machines. The stream's id gives the time."""
+
+    kind: EventKind
+    vm_id: str
+    host: str
+    actor: str
+    why: str
+    before: State | None = None
+    after: State | None = None
+    reason: Reason | None = None
+    generation: int | None = None
+    attempt: int | None = None
+    request_id: str | None = None
+
+
+def event(kind: EventKind, record: VmRecord, *, actor: str, why: str, before: State | None = None) -> Event:
+    """Return an event that takes its ids from `record`, the record as it is after the decision."""
+    episode = record.episode
+    return Event(
+        kind=kind,
+        vm_id=record.vm_id,
+        host=record.host,
+        actor=actor,
+        why=why,
+        before=before,
+        after=record.state if before is not None else None,
+        reason=episode.reason if episode else record.doubt,
+        generation=record.generation or None,
+        attempt=episode.attempt if episode and episode.attempt else None,
+        request_id=episode.request_id if episode else None,
+    )

@@ -1,0 +1,106 @@
+"""What a probe can find, and what each finding is worth (DESIGN section 7)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from workers.domain.vm import Reason
+
+
+class Verdict(StrEnum):
+    PASS = "pass"  # noqa: S105 - a verdict, no password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Evidence(StrEnum):
+    ANSWERS = "answers"
+    NOT_STARTED = "not_started"
+    PROCESS_ENDED = "process_ended"
+    ZOMBIE = "zombie"
+    PID_REUSED = "pid_reused"
+    BOOTED_ANEW = "booted_anew"
+    FOREIGN_PLACE = "foreign_place"
+    SOCKET_MISSING = "socket_missing"
+    SOCKET_REFUSED = "socket_refused"
+    OTHER_LISTENER = "other_listener"
+    OTHER_VM = "other_vm"
+    NO_ANSWER = "no_answer"
+    STILL_NO_ANSWER = "still_no_answer"
+    BROKEN_ANSWER = "broken_answer"
+    SERVER_ERROR = "server_error"
+    GUEST_FAILED = "guest_failed"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
+    BACKLOG_FULL = "backlog_full"
+    MONITOR_FAULT = "monitor_fault"
+    UNKNOWN_STATE = "unknown_state"
+    DRIFT = "drift"
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What one piece of evidence counts for. `certain` needs no threshold; `at_most` lowers the failure threshold."""
+
+    verdict: Verdict
+    reason: Reason | None = None
+    certain: bool = False
+    at_most: int | None = None
+    monitor_fault: bool = False
+
+
+_PASS = Ruling(Verdict.PASS)
+_INCONCLUSIVE = Ruling(Verdict.INCONCLUSIVE)
+_MONITOR_FAULT = Ruling(Verdict.INCONCLUSIVE, monitor_fault=True)
+_DEAD = Ruling(Verdict.FAIL, Reason.PROCESS_DEAD, certain=True)
+_CUT_OFF = Ruling(Verdict.FAIL, Reason.SOCKET_UNREACHABLE)
+_SICK = Ruling(Verdict.FAIL, Reason.HEALTH_CHECK_FAILED)
+_SOMEBODY_ELSE = Ruling(Verdict.FAIL, Reason.PROCESS_MISMATCH, at_most=2)
+
+RULINGS: dict[Evidence, Ruling] = {
+    Evidence.ANSWERS: _PASS,
+    Evidence.NOT_STARTED: Ruling(Verdict.FAIL, Reason.NOT_STARTED, certain=True),
+    Evidence.PROCESS_ENDED: _DEAD,
+    Evidence.ZOMBIE: _DEAD,
+    Evidence.PID_REUSED: _DEAD,
+    Evidence.BOOTED_ANEW: _DEAD,
+    Evidence.FOREIGN_PLACE: _MONITOR_FAULT,
+    Evidence.SOCKET_MISSING: _CUT_OFF,
+    Evidence.SOCKET_REFUSED: _CUT_OFF,
+    Evidence.OTHER_LISTENER: _SOMEBODY_ELSE,
+    Evidence.OTHER_VM: _SOMEBODY_ELSE,
+    Evidence.NO_ANSWER: _SICK,
+    Evidence.STILL_NO_ANSWER: _SICK,
+    Evidence.BROKEN_ANSWER: _SICK,
+    Evidence.SERVER_ERROR: _SICK,
+    Evidence.GUEST_FAILED: _SICK,
+    Evidence.TOO_MANY_CONNECTIONS: _INCONCLUSIVE,
+    Evidence.BACKLOG_FULL: _INCONCLUSIVE,
+    Evidence.MONITOR_FAULT: _MONITOR_FAULT,
+    Evidence.UNKNOWN_STATE: _INCONCLUSIVE,
+    Evidence.DRIFT: _PASS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at one VM: what was found, in which words, and how long it took."""
+
+    evidence: Evidence
+    detail: str = ""
+    took_ms: float = 0.0
+
+    @property
+    def ruling(self) -> Ruling:
+        return RULINGS[self.evidence]
+
+
+def doubt_the_monitor(looks: dict[str, Observation], *, at_least: int, share: float) -> dict[str, Observation]:
+    """Turn missing sockets into a monitor fault where many of a host are gone at once with their processes alive.
+
+    A folder swept by accident, or a look from the wrong mount namespace, takes away all sockets together; VMMs lose
+    theirs one by one.
+    """
+    gone = [vm_id for vm_id, look in looks.items() if look.evidence is Evidence.SOCKET_MISSING]
+    if len(gone) < at_least or len(gone) < share * len(looks):
+        return looks
+    doubted = Observation(Evidence.MONITOR_FAULT, f"{len(gone)} of {len(looks)} sockets missing at once")
+    return looks | dict.fromkeys(gone, doubted)

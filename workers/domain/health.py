@@ -1,0 +1,136 @@
+"""What an observation does to a record: counters, thresholds, transitions, and when to look again."""
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from workers.domain.audit import Event, EventKind, event
+from workers.domain.evidence import Evidence, Observation, Ruling, Verdict
+from workers.domain.recovery import lose, withdraw
+from workers.domain.vm import Desired, Reason, State, VmRecord, move
+
+ACTOR = "health_check"
+
+# Here an attempt, or a person, owns what happens next; a failing check adds nothing.
+_SETTLED = frozenset({State.ORPHANED, State.UNHEALTHY, State.FAILED})
+_ONE_PASS_IS_ENOUGH = frozenset({State.STARTING, State.UNKNOWN, State.HEALTHY})
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """Durations in ms; thresholds are counts of consecutive verdicts."""
+
+    interval_ms: int
+    timeout_ms: int
+    failing_interval_ms: int
+    failure_threshold: int
+    recovery_threshold: int
+    start_period_ms: int
+    stable_period_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The record after the observation.
+
+    `look_again_ms` overrides the ordinary interval; `wake_in_ms` asks for recovery after that long.
+    """
+
+    record: VmRecord
+    events: tuple[Event, ...] = ()
+    look_again_ms: int | None = None
+    wake_in_ms: int | None = None
+
+
+def judge(record: VmRecord, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:
+    """Decide what `seen` means for `record` at server time `now_ms`."""
+    ruling = ruling_for(record, seen)
+    if record.desired is Desired.STOPPED:
+        return _judge_stopped(record, ruling, seen, now_ms)
+    if record.state is State.RECOVERING or record.attempt_running:
+        return Judgement(record)
+    match ruling.verdict:
+        case Verdict.PASS:
+            return _passed(record, policy, now_ms)
+        case Verdict.INCONCLUSIVE:
+            return Judgement(record, look_again_ms=policy.failing_interval_ms if record.fails else None)
+        case Verdict.FAIL:
+            return _failed(record, ruling, seen, policy, now_ms)
+        case _:
+            assert_never(ruling.verdict)
+
+
+def ruling_for(record: VmRecord, seen: Observation) -> Ruling:
+    """A full backlog right behind our own unanswered probe is that probe, still waiting: the VMM does not accept."""
+    if (
+        seen.evidence is Evidence.BACKLOG_FULL
+        and record.fails > 0
+        and record.doubt in (Reason.HEALTH_CHECK_FAILED, Reason.SOCKET_UNREACHABLE)
+    ):
+        return replace(seen, evidence=Evidence.STILL_NO_ANSWER).ruling
+    return seen.ruling
+
+
+def _judge_stopped(record: VmRecord, ruling: Ruling, seen: Observation, now_ms: int) -> Judgement:
+    if record.state is State.STOPPED or not (ruling.certain and ruling.verdict is Verdict.FAIL):
+        return Judgement(record)
+    return Judgement(*stopped(record, why=f"stop was announced; {seen.detail or seen.evidence}", now_ms=now_ms))
+
+
+def stopped(record: VmRecord, *, why: str, now_ms: int) -> tuple[VmRecord, tuple[Event, ...]]:
+    """The process of a VM that should not run is gone."""
+    cleared = replace(record, process=None, socket=None, fails=0, passes=0, doubt=None)
+    after = move(withdraw(cleared, now_ms), State.STOPPED, now_ms=now_ms)
+    return after, (event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state),)
+
+
+def _passed(record: VmRecord, policy: HealthPolicy, now_ms: int) -> Judgement:
+    passes = min(record.passes + 1, policy.recovery_threshold)
+    seen = replace(record, fails=0, passes=passes, doubt=None)
+    if record.state is State.HEALTHY:
+        return Judgement(seen)
+    needed = 1 if record.state in _ONE_PASS_IS_ENOUGH else policy.recovery_threshold
+    if passes < needed:
+        return Judgement(seen, look_again_ms=policy.failing_interval_ms)
+    after = move(withdraw(seen, now_ms), State.HEALTHY, now_ms=now_ms)
+    why = f"{passes} consecutive checks passed"
+    return Judgement(after, (event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state),))
+
+
+def _failed(record: VmRecord, ruling: Ruling, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:
+    reason = ruling.reason or Reason.HEALTH_CHECK_FAILED
+    if reason is Reason.NOT_STARTED:
+        return Judgement(record, wake_in_ms=0 if is_due(record, now_ms) else None)
+    if record.state in _SETTLED:
+        return Judgement(replace(record, passes=0))
+    if ruling.certain:
+        return _lose(record, State.ORPHANED, reason, why=_words(seen), policy=policy, now_ms=now_ms)
+    if record.state is State.STARTING and now_ms - record.since_ms < policy.start_period_ms:
+        return Judgement(record, look_again_ms=policy.failing_interval_ms)
+    doubted = replace(record, fails=record.fails + 1, passes=0, doubt=reason)
+    if doubted.fails >= min(policy.failure_threshold, ruling.at_most or policy.failure_threshold):
+        to = State.UNHEALTHY if reason is Reason.HEALTH_CHECK_FAILED else State.ORPHANED
+        return _lose(doubted, to, reason, why=_words(seen), policy=policy, now_ms=now_ms)
+    after = move(doubted, State.DEGRADED, now_ms=now_ms)
+    changed = after.state is not record.state
+    events = (event(EventKind.TRANSITION, after, actor=ACTOR, why=_words(seen), before=record.state),)
+    return Judgement(after, events if changed else (), look_again_ms=policy.failing_interval_ms)
+
+
+def _lose(record: VmRecord, to: State, reason: Reason, *, why: str, policy: HealthPolicy, now_ms: int) -> Judgement:
+    after, events = lose(
+        record, to, reason, why=why, actor=ACTOR, now_ms=now_ms, stable_period_ms=policy.stable_period_ms
+    )
+    next_attempt_ms = after.episode.next_attempt_ms if after.episode else 0
+    return Judgement(after, events, wake_in_ms=max(0, next_attempt_ms - now_ms))
+
+
+def is_due(record: VmRecord, now_ms: int) -> bool:
+    """Whether nothing but a wake-up is missing for an attempt: no attempt runs, none has to wait, none is forbidden."""
+    if record.desired is Desired.STOPPED or record.state in (State.FAILED, State.HEALTHY, State.STOPPED):
+        return False
+    episode = record.open_episode
+    return episode is None or (not episode.running and episode.next_attempt_ms <= now_ms)
+
+
+def _words(seen: Observation) -> str:
+    return f"{seen.evidence}: {seen.detail}" if seen.detail else str(seen.evidence)

@@ -1,0 +1,154 @@
+"""The VM record, its states and every legal edge between them."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from workers.domain.errors import IllegalTransition
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    ORPHANED = "orphaned"
+    RECOVERING = "recovering"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    UNKNOWN = "unknown"
+
+
+class Desired(StrEnum):
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+class Reason(StrEnum):
+    """Why a VM needs an attempt. The first four make an orphan; the others start one for the first time or by hand."""
+
+    PROCESS_DEAD = "process_dead"
+    SOCKET_UNREACHABLE = "socket_unreachable"
+    HEALTH_CHECK_FAILED = "health_check_failed"
+    PROCESS_MISMATCH = "process_mismatch"
+    NOT_STARTED = "not_started"
+    MANUAL = "manual"
+
+
+class EpisodeEnd(StrEnum):
+    RECOVERED = "recovered"
+    FAILED = "failed"
+    WITHDRAWN = "withdrawn"
+
+
+# Every legal edge. `failed` and `stopped` are left by a person, by the manager, or by a VM that is seen healthy again.
+EDGES: dict[State, frozenset[State]] = {
+    State.STARTING: frozenset(
+        {
+            State.HEALTHY,
+            State.DEGRADED,
+            State.UNHEALTHY,
+            State.ORPHANED,
+            State.RECOVERING,
+            State.FAILED,
+            State.STOPPED,
+            State.UNKNOWN,
+        }
+    ),
+    State.HEALTHY: frozenset({State.DEGRADED, State.UNHEALTHY, State.ORPHANED, State.STOPPED, State.UNKNOWN}),
+    State.DEGRADED: frozenset({State.HEALTHY, State.UNHEALTHY, State.ORPHANED, State.STOPPED, State.UNKNOWN}),
+    State.UNHEALTHY: frozenset(
+        {State.HEALTHY, State.ORPHANED, State.RECOVERING, State.FAILED, State.STOPPED, State.UNKNOWN}
+    ),
+    State.ORPHANED: frozenset({State.HEALTHY, State.RECOVERING, State.FAILED, State.STOPPED, State.STARTING}),
+    State.RECOVERING: frozenset({State.HEALTHY, State.ORPHANED, State.FAILED, State.STOPPED}),
+    State.FAILED: frozenset({State.HEALTHY, State.RECOVERING, State.STARTING, State.STOPPED}),
+    State.STOPPED: frozenset({State.STARTING}),
+    State.UNKNOWN: frozenset(
+        {State.HEALTHY, State.DEGRADED, State.UNHEALTHY, State.ORPHANED, State.STARTING, State.STOPPED}
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """One life of a VMM process. `start_ticks` is field 22 of /proc/PID/stat; `pid_ns` the inode of its namespace."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    machine_id: str
+    pid_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vantage:
+    """From where a process table is looked at."""
+
+    boot_id: str
+    machine_id: str
+    pid_ns: int
+
+    def shares_place(self, seen: Incarnation) -> bool:
+        """Whether pids of `seen` mean the same here, apart from a reboot in between."""
+        return (self.machine_id, self.pid_ns) == (seen.machine_id, seen.pid_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """All attempts for one loss. Times are Redis server time in ms."""
+
+    id: str
+    reason: Reason
+    started_ms: int
+    attempt: int = 0
+    running: bool = False
+    attempt_started_ms: int = 0
+    next_attempt_ms: int = 0
+    spent_ms: int = 0
+    error: str | None = None
+    request_id: str | None = None
+    end: EpisodeEnd | None = None
+    ended_ms: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.end is None
+
+
+@dataclass(frozen=True, slots=True)
+class VmRecord:
+    """What should be, and what was last known. Only `workers.domain` makes new versions of it."""
+
+    vm_id: str
+    host: str
+    driver: str
+    desired: Desired = Desired.RUNNING
+    state: State = State.STARTING
+    since_ms: int = 0
+    generation: int = 0
+    process: Incarnation | None = None
+    # Where the API socket of `process` listens when that is not the run directory of its generation (adopted VMMs).
+    socket: str | None = None
+    fails: int = 0
+    passes: int = 0
+    doubt: Reason | None = None
+    episode: Episode | None = None
+    priority: int = 5
+    last_exit: str | None = None
+
+    @property
+    def open_episode(self) -> Episode | None:
+        return self.episode if self.episode is not None and self.episode.is_open else None
+
+    @property
+    def attempt_running(self) -> bool:
+        return self.open_episode is not None and self.open_episode.running
+
+
+def move(record: VmRecord, to: State, *, now_ms: int) -> VmRecord:
+    """Return the record in state `to`; the same state is no move. Raises IllegalTransition."""
+    if record.state is to:
+        return record
+    if to not in EDGES[record.state]:
+        raise IllegalTransition(record.vm_id, record.state, to)
+    return replace(record, state=to, since_ms=now_ms)

@@ -1,0 +1,1 @@
+"""Processes and files of this host: who lives, who holds which lock, start, stop, watch."""

@@ -1,0 +1,70 @@
+"""Finds the VMMs of this host in /proc: by the lock file they hold as stdin, else by what their command line says."""
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from workers.domain.vm import Vantage
+from workers.host.identity import incarnation_of
+from workers.host.rundir import SOCKET_NAME, HostFiles
+from workers.ports import Running
+from workers.specs import check_vm_id
+from workers.vmm.driver import Claim, Driver
+
+
+class Inventory:
+    def __init__(self, files: HostFiles, drivers: Mapping[str, Driver], vantage: Vantage) -> None:
+        self._files, self._drivers, self._vantage = files, drivers, vantage
+
+    def all(self, *, known_pids: Collection[int] = ()) -> list[Running]:
+        """Every live VMM but those with a known pid. Processes of others that we may not look into are passed over."""
+        return [running for pid in _pids() if pid not in known_pids for running in self._look(pid)]
+
+    def find(self, vm_id: str, *, known_pids: Collection[int] = ()) -> list[Running]:
+        return [running for running in self.all(known_pids=known_pids) if running.vm_id == vm_id]
+
+    def _look(self, pid: int) -> Iterator[Running]:
+        try:
+            guarded = self._guarded_id(pid)
+            exe = os.readlink(f"/proc/{pid}/exe")
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            cwd = os.readlink(f"/proc/{pid}/cwd")
+        except OSError:
+            return  # it ended meanwhile, is a kernel thread, or is not ours to look into
+        driver, claim = self._claim(argv, exe)
+        vm_id = guarded or (claim.vm_id if claim else None)
+        process = incarnation_of(pid, self._vantage) if vm_id else None
+        if vm_id is None or process is None or not _is_id(vm_id):
+            return
+        socket = os.path.join(cwd, claim.socket or SOCKET_NAME) if claim else None
+        yield Running(vm_id, driver, process, socket, guarded=guarded is not None, generation=_generation(cwd))
+
+    def _guarded_id(self, pid: int) -> str | None:
+        """The VM whose lock file is the stdin of this process."""
+        stdin = os.readlink(f"/proc/{pid}/fd/0")
+        folder, _, name = stdin.rpartition("/")
+        return name.removesuffix(".lock") if folder == str(self._files.locks) and name.endswith(".lock") else None
+
+    def _claim(self, argv: Sequence[str], exe: str) -> tuple[str, Claim | None]:
+        for name, driver in self._drivers.items():
+            if claim := driver.identify(argv, exe):
+                return name, claim
+        return "", None
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _generation(cwd: str) -> int | None:
+    """A VMM of ours runs in the folder of its generation."""
+    name = Path(cwd).name
+    return int(name) if name.isdigit() else None
+
+
+def _is_id(text: str) -> bool:
+    try:
+        check_vm_id(text)
+    except ValueError:
+        return False
+    return True

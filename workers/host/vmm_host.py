@@ -1,0 +1,190 @@
+"""The VmHost port: start, find and fence VMMs of this host, each VM's under its own lock (DESIGN section 8)."""
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from workers.domain.errors import DriverUnavailable, GuardBusy, StartFailed, StopFailed
+from workers.domain.vm import Incarnation, Vantage
+from workers.host.bringup import NewVmm
+from workers.host.identity import look_at, read_stat
+from workers.host.inventory import Inventory
+from workers.host.pidfd import exit_cause, pidfd_of, terminate
+from workers.host.rundir import CONSOLE, VMM_LOG, HostFiles, Run
+from workers.ports import Renew, Running
+from workers.specs import VmSpec, check_images, dump_spec
+from workers.vmm.driver import Driver, Launch
+
+_LOG_TAIL_BYTES = 400
+
+
+class LocalVmmHost:
+    """`known_pids` gives the watched VMMs of all other VMs, so that looking for one need not read them again."""
+
+    def __init__(
+        self,
+        files: HostFiles,
+        drivers: Mapping[str, Driver],
+        vantage: Vantage,
+        *,
+        image_roots: Sequence[Path],
+        stop_grace_s: float,
+        start_timeout_s: float,
+        known_pids: Callable[[str], Collection[int]] = lambda _vm_id: (),
+    ) -> None:
+        self._files, self._drivers, self._vantage = files, drivers, vantage
+        self._inventory = Inventory(files, drivers, vantage)
+        self._image_roots = image_roots
+        self._stop_grace_s, self._start_timeout_s = stop_grace_s, start_timeout_s
+        self._known_pids = known_pids
+
+    def inventory(self) -> list[Running]:
+        return self._inventory.all()
+
+    def running(self, vm_id: str) -> Running | None:
+        """Return the live VMM of this VM: the holder of its lock first, else one that only says so.
+
+        Raises GuardBusy when the lock is held by something that is no VMM we can see.
+        """
+        held = self._is_locked(vm_id)
+        if held and (found := self._recorded(vm_id)):
+            return found
+        candidates = self._inventory.find(vm_id, known_pids=() if held else self._known_pids(vm_id))
+        guarded = [running for running in candidates if running.guarded]
+        if held and not guarded and self._is_locked(vm_id):
+            raise GuardBusy(vm_id)
+        return next(iter(guarded or candidates), None)
+
+    def _is_locked(self, vm_id: str) -> bool:
+        try:
+            with self._files.lock(vm_id):
+                return False
+        except GuardBusy:
+            return True
+
+    def _recorded(self, vm_id: str) -> Running | None:
+        """The newest generation's process, if its identity was written down and it lives."""
+        run = self._files.current(vm_id)
+        process = run.process if run else None
+        if run is None or process is None or look_at(process, self._vantage) is not None:
+            return None
+        return Running(vm_id, run.driver or "", process, str(run.socket), guarded=True, generation=run.generation)
+
+    def fence(self, vm_id: str, process: Incarnation, *, before_signal: Renew) -> str:
+        def allowed() -> None:
+            self._files.check_kill_switch()
+            before_signal()
+
+        with pidfd_of(process, self._vantage) as fd:
+            if fd is None:
+                return self.end_of(vm_id, process) or "gone already"
+            try:
+                terminate(fd, process, grace_s=self._stop_grace_s, before_signal=allowed)
+            except StopFailed as error:
+                raise StopFailed(vm_id, f"pid {process.pid}: {error.why}") from error
+            return self._note_end(vm_id, process, exit_cause(fd)) or "ended by us"
+
+    def note_end(self, vm_id: str, process: Incarnation, cause: str) -> None:
+        """Keep how this incarnation ended beside its logs."""
+        self._note_end(vm_id, process, cause)
+
+    def _note_end(self, vm_id: str, process: Incarnation, cause: str | None) -> str | None:
+        run = self._run_of(vm_id, process)
+        if run is not None and cause is not None:
+            with contextlib.suppress(OSError):
+                run.write_exit(cause)
+        return cause or (run.exit_cause if run else None)
+
+    def end_of(self, vm_id: str, process: Incarnation) -> str | None:
+        run = self._run_of(vm_id, process)
+        return run.exit_cause if run else None
+
+    def _run_of(self, vm_id: str, process: Incarnation) -> Run | None:
+        return next((run for run in reversed(self._files.runs(vm_id)) if run.process == process), None)
+
+    def start(self, spec: VmSpec, generation: int, *, before_exec: Renew, while_waiting: Renew) -> Incarnation:
+        driver = self._drivers.get(spec.driver)
+        if driver is None:
+            raise StartFailed(spec.id, f"no driver {spec.driver!r} on this host")
+        launch = self._launch(driver, spec)
+        with self._files.lock(spec.id) as lock_fd:
+            self._refuse_beside_another(spec.id)
+            run = self._files.begin(spec.id, generation, driver=spec.driver, spec=dump_spec(spec))
+            self._files.check_kill_switch()
+            before_exec()
+            process = self._exec(spec.id, launch, run, lock_fd)
+        try:
+            self._bring_up(driver, spec, run, process, while_waiting)
+        except StartFailed as error:
+            # Only here: whoever lost his lease or was paused leaves the new process to the one who comes next.
+            ended = self.fence(spec.id, process, before_signal=while_waiting)
+            raise StartFailed(spec.id, f"{error.why} ({ended}){_last_words(run)}") from error
+        return process
+
+    def _bring_up(self, driver: Driver, spec: VmSpec, run: Run, process: Incarnation, while_waiting: Renew) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        with pidfd_of(process, self._vantage) as fd:
+            if fd is None:
+                raise StartFailed(spec.id, "ended at once")
+            NewVmm(driver, spec, run, process, fd, deadline=deadline, while_waiting=while_waiting).bring_up()
+
+    def _launch(self, driver: Driver, spec: VmSpec) -> Launch:
+        try:
+            check_images(spec, self._image_roots)
+            return driver.launch(spec)
+        except (ValueError, DriverUnavailable) as error:
+            raise StartFailed(spec.id, str(error)) from error
+
+    def _refuse_beside_another(self, vm_id: str) -> None:
+        """A VMM that never took the lock (adopted, started by the manager) still is one."""
+        others = self._inventory.find(vm_id, known_pids=self._known_pids(vm_id))
+        if others:
+            raise StartFailed(vm_id, f"pid {others[0].process.pid} already runs this vm without holding its lock")
+
+    def _exec(self, vm_id: str, launch: Launch, run: Run, lock_fd: int) -> Incarnation:
+        """Start the VMM in its own session, with the lock as stdin and append-only logs, and write its identity."""
+        with append_only(run.path / CONSOLE) as console, append_only(run.path / VMM_LOG) as log:
+            try:
+                child = subprocess.Popen(
+                    launch.argv,
+                    cwd=run.path,
+                    env={"PATH": os.defpath, "LANG": "C.UTF-8", **launch.environment},
+                    stdin=lock_fd,
+                    stdout=console,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise StartFailed(vm_id, f"{launch.argv[0]}: {error.strerror}") from error
+        # It outlives us on purpose, and whoever sees its pidfd end reaps it: Popen must neither warn nor wait.
+        child.returncode = 0
+        # Nobody else reaps it, so even if it has ended already its entry still tells who it was.
+        stat = read_stat(child.pid)
+        if stat is None:
+            raise StartFailed(vm_id, f"pid {child.pid} vanished")
+        vantage = self._vantage
+        process = Incarnation(child.pid, stat.start_ticks, vantage.boot_id, vantage.machine_id, vantage.pid_ns)
+        run.write_process(process)
+        return process
+
+
+@contextlib.contextmanager
+def append_only(path: Path) -> Iterator[int]:
+    """A log that can be cut while it is written (a pipe, or a size limit, would end the guest)."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _last_words(run: Run) -> str:
+    """The end of the VMM's log, for the one who has to find out why it did not start."""
+    try:
+        text = (run.path / VMM_LOG).read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    except OSError:
+        return ""
+    return f"; log: {text.splitlines()[-1]}" if text else ""

@@ -1,0 +1,144 @@
+"""One epoll over a pidfd of every VMM of this host: a death is told in milliseconds, with its cause where known."""
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from workers.domain.vm import Incarnation, Vantage
+from workers.host.pidfd import exit_cause, open_checked
+
+# A stranger's exit cause appears only after its parent has reaped it; we go on asking this long, and wait for nothing.
+_LATE_CAUSE_S = 10.0
+_LATE_CAUSE_EVERY_S = 0.5
+_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    vm_id: str
+    process: Incarnation
+    cause: str | None
+
+
+@dataclass(slots=True)
+class _Watched:
+    vm_id: str
+    process: Incarnation
+    asked_until: float = 0.0
+
+
+class Watcher:
+    """`on_deaths` is called in the watcher's thread and returns the deaths it could not deal with: they come again.
+
+    `on_cause` hears causes that became known late. Both must not raise.
+    """
+
+    def __init__(
+        self,
+        vantage: Vantage,
+        *,
+        on_deaths: Callable[[Sequence[Death]], Sequence[Death]],
+        on_cause: Callable[[str, Incarnation, str], None],
+    ) -> None:
+        self._vantage = vantage
+        self._on_deaths, self._on_cause = on_deaths, on_cause
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._lock = threading.Lock()
+        self._by_fd: dict[int, _Watched] = {}
+        self._processes: dict[str, Incarnation] = {}
+        self._late: dict[int, _Watched] = {}
+        self._undelivered: list[Death] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="vmm-watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join(timeout=5)
+        for fd in (*self._by_fd, *self._late):
+            os.close(fd)
+        self._by_fd.clear()
+        self._late.clear()
+        self._epoll.close()
+        os.close(self._wake)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def pids_of_others(self, vm_id: str) -> set[int]:
+        """The pids of all watched VMMs but this VM's."""
+        with self._lock:
+            return {process.pid for other, process in self._processes.items() if other != vm_id}
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def watch(self, vm_id: str, process: Incarnation) -> None:
+        """Watch this incarnation, in place of an older one of the same VM; again is harmless. Raises OSError."""
+        if self._processes.get(vm_id) == process or not self._vantage.shares_place(process):
+            return
+        with self._lock:
+            if self._processes.get(vm_id) == process or self._stopping:
+                return
+            fd = open_checked(process, self._vantage)
+            if fd is None:
+                self._undelivered.append(Death(vm_id, process, None))
+                os.eventfd_write(self._wake, 1)
+                return
+            self._processes[vm_id] = process
+            self._by_fd[fd] = _Watched(vm_id, process)
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            ready = self._epoll.poll(self._patience())
+            deaths = [death for fd, _ in ready if (death := self._ended(fd))]
+            with self._lock:
+                deaths += self._undelivered
+                self._undelivered = []
+            if deaths:
+                left = list(self._on_deaths(deaths))
+                with self._lock:
+                    self._undelivered += left
+            self._ask_for_late_causes()
+
+    def _patience(self) -> float:
+        if self._undelivered:
+            return _RETRY_S
+        return _LATE_CAUSE_EVERY_S if self._late else -1
+
+    def _ended(self, fd: int) -> Death | None:
+        if fd == self._wake:
+            os.eventfd_read(self._wake)
+            return None
+        with self._lock:
+            watched = self._by_fd.pop(fd)
+            self._epoll.unregister(fd)
+            if self._processes.get(watched.vm_id) == watched.process:
+                del self._processes[watched.vm_id]
+        cause = exit_cause(fd)
+        if cause is None:
+            watched.asked_until = time.monotonic() + _LATE_CAUSE_S
+            self._late[fd] = watched
+        else:
+            os.close(fd)
+        return Death(watched.vm_id, watched.process, cause)
+
+    def _ask_for_late_causes(self) -> None:
+        for fd, watched in list(self._late.items()):
+            cause = exit_cause(fd)
+            if cause is None and time.monotonic() < watched.asked_until:
+                continue
+            del self._late[fd]
+            os.close(fd)
+            if cause is not None:
+                self._on_cause(watched.vm_id, watched.process, cause)

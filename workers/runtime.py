@@ -1,0 +1,157 @@
+"""The working parts of one host, alive inside its worker: its lease, the watcher, checks, recovery and sweeps."""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import structlog
+
+from workers.domain.errors import ReliabilityError, StoreUnavailable
+from workers.domain.recovery import WakeUp
+from workers.domain.vm import Incarnation, State, Vantage
+from workers.host.identity import look_at
+from workers.host.rundir import HostFiles
+from workers.host.watcher import Death, Watcher
+from workers.ports import VmStore
+from workers.services.health import HealthChecks, chunks
+from workers.services.recovery import ForHost, Ignored, Recovery, Result
+from workers.services.sweeps import OrphanDetection, Reconciliation
+from workers.store.hosts import HostRegistry, HostWorker
+
+_log = structlog.get_logger(component="worker")
+
+_CHUNK = 500
+_UNWATCHED = frozenset({State.STOPPED, State.FAILED})
+
+
+class HostLost(ReliabilityError):
+    """Another worker serves this host name now."""
+
+
+class HostLease:
+    """One worker per host name: a lease in Redis, kept by heartbeats."""
+
+    def __init__(self, hosts: HostRegistry, worker: HostWorker, vantage: Vantage, *, ttl_ms: int) -> None:
+        self._hosts, self._worker, self._vantage = hosts, worker, vantage
+        self._ttl_ms = ttl_ms
+
+    @property
+    def every_s(self) -> float:
+        return self._ttl_ms / 3000
+
+    def acquire(self) -> HostWorker | None:
+        """Take or keep the name; returns who has it instead. Raises StoreUnavailable.
+
+        A holder whose process we can see to be dead is replaced at once; any other must let its lease run out.
+        """
+        holder = self._hosts.hold(self._worker, ttl_ms=self._ttl_ms)
+        if holder is None or not self._is_dead(holder):
+            return holder
+        return self._hosts.hold(self._worker, ttl_ms=self._ttl_ms, instead_of=holder)
+
+    def _is_dead(self, holder: HostWorker) -> bool:
+        ruling = look_at(holder.process, self._vantage)
+        return self._vantage.shares_place(holder.process) and ruling is not None
+
+    def release(self) -> None:
+        self._hosts.release(self._worker)
+
+
+class Deaths:
+    """Between the watcher and the services: what cannot be written now is kept and comes again."""
+
+    def __init__(self, files: HostFiles) -> None:
+        self._files = files
+        self.tell: Callable[[Mapping[str, tuple[Incarnation, str | None]]], None] | None = None
+
+    def deliver(self, deaths: Sequence[Death]) -> Sequence[Death]:
+        """Return the deaths that are still to be told."""
+        for death in deaths:
+            if death.cause is not None:
+                self.note_cause(death.vm_id, death.process, death.cause)
+        if self.tell is None:
+            return deaths
+        try:
+            self.tell({death.vm_id: (death.process, death.cause) for death in deaths})
+        except StoreUnavailable:
+            return deaths
+        except Exception:  # noqa: BLE001 - the watcher must live on; the next check sees the same dead process
+            _log.exception("a death could not be told", vms=[death.vm_id for death in deaths])
+        return ()
+
+    def note_cause(self, vm_id: str, process: Incarnation, cause: str) -> None:
+        for run in reversed(self._files.runs(vm_id)):
+            if run.process == process:
+                try:
+                    run.write_exit(cause)
+                except OSError as error:
+                    _log.warning("exit cause not kept", vm_id=vm_id, cause=cause, error=str(error))
+                return
+
+
+class HostRuntime:
+    """What the tasks of this host call. Raises StoreUnavailable where Redis does not answer."""
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        store: VmStore,
+        checks: HealthChecks,
+        recovery: Recovery,
+        orphans: OrphanDetection,
+        reconciliation: Reconciliation,
+        watcher: Watcher,
+        lease: HostLease,
+        recovery_enabled: bool,
+    ) -> None:
+        self.host, self.lease, self.watcher = host, lease, watcher
+        self._store, self._checks, self._recovery = store, checks, recovery
+        self._orphans, self._reconciliation = orphans, reconciliation
+        self._recovery_enabled = recovery_enabled
+        self.active = False
+
+    def watch_known(self) -> int:
+        """Watch every process that the records of this host name; returns how many are watched."""
+        for part in chunks(self._store.ids(host=self.host), _CHUNK):
+            for stored in self._store.read(part).found.values():
+                record = stored.record
+                if record.process is not None and record.state not in _UNWATCHED:
+                    self.watcher.watch(record.vm_id, record.process)
+        return len(self.watcher)
+
+    def check(self, vm_ids: Collection[str], deadline_ms: int | None) -> None:
+        if self.active:
+            began = time.monotonic()
+            report = self._checks.check(vm_ids, deadline_ms)
+            took_ms = round((time.monotonic() - began) * 1000, 1)
+            _log.debug("checked", vms=report.checked, late=report.late, took_ms=took_ms)
+
+    def recover(self, vm_id: str, wake: WakeUp) -> Result:
+        if not self.active:
+            return Ignored("this worker is passive")
+        if not (self._recovery_enabled or wake.is_manual):
+            return Ignored("recovery is switched off")
+        return self._recovery.recover(vm_id, wake)
+
+    def stop(self, vm_id: str) -> Result:
+        return self._recovery.stop(vm_id) if self.active else Ignored("this worker is passive")
+
+    def detect_orphans(self, host: str) -> Result | None:
+        if host != self.host:
+            return ForHost(host)
+        if self.active:
+            report = self._orphans.sweep()
+            _log.debug("orphan detection", **_numbers(report))
+        return None
+
+    def reconcile(self, host: str) -> Result | None:
+        if host != self.host:
+            return ForHost(host)
+        if self.active:
+            report = self._reconciliation.sweep()
+            _log.debug("reconciliation", **_numbers(report))
+        return None
+
+
+def _numbers(report: object) -> dict[str, int]:
+    return {name: getattr(report, name) for name in ("looked_at", "found_dead", "driven_again", "strays", "unreadable")}

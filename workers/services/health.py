@@ -1,0 +1,147 @@
+"""Health checks: look at the VMs of this host together, judge each, write all verdicts at once, wake recovery."""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from workers.domain.evidence import Evidence, Observation, Verdict, doubt_the_monitor
+from workers.domain.health import HealthPolicy, Judgement, judge
+from workers.domain.vm import Incarnation, VmRecord
+from workers.ports import Change, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore, Wakeups
+
+# A sweep of the run directory, or a look from the wrong place, takes many sockets at once: then we doubt ourselves.
+_DOUBT_AT_LEAST = 5
+_DOUBT_SHARE = 0.5
+
+Watch = Callable[[str, Incarnation], None]
+
+
+@dataclass(slots=True)
+class CheckReport:
+    checked: int = 0
+    verdicts: dict[Verdict, int] = field(default_factory=dict)
+    late: bool = False
+
+    def count(self, seen: Observation) -> None:
+        self.checked += 1
+        verdict = seen.ruling.verdict
+        self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1
+
+
+class HealthChecks:
+    """`watch` is told each process that was seen alive; again is harmless."""
+
+    def __init__(
+        self,
+        store: VmStore,
+        prober: Prober,
+        wakeups: Wakeups,
+        telemetry: Telemetry,
+        *,
+        host: str,
+        policy: HealthPolicy,
+        watch: Watch,
+    ) -> None:
+        self._store, self._prober, self._wakeups, self._telemetry = store, prober, wakeups, telemetry
+        self._host, self._policy, self._watch = host, policy, watch
+
+    def check(self, vm_ids: Collection[str], deadline_ms: int | None = None) -> CheckReport:
+        """Check these VMs once. A message past its deadline (server time) is dropped: the next one is on its way.
+
+        Raises StoreUnavailable.
+        """
+        report = CheckReport()
+        snapshot = self._store.read(vm_ids)
+        for vm_id, why in snapshot.unreadable.items():
+            self._telemetry.ignored(vm_id, why)
+        if deadline_ms is not None and snapshot.now_ms > deadline_ms:
+            report.late = True
+            return report
+        read_at = time.monotonic()
+        ours = [stored.record for stored in snapshot.found.values() if stored.record.host == self._host]
+        for group in self._prober.probe(ours):
+            looks = doubt_the_monitor(group, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
+            for vm_id, seen in looks.items():
+                report.count(seen)
+                self._telemetry.looked(snapshot.found[vm_id].record, seen)
+            self._settle(snapshot, looks, now_ms=snapshot.now_ms + int((time.monotonic() - read_at) * 1000))
+        return report
+
+    def processes_ended(self, ended: Mapping[str, tuple[Incarnation, str | None]]) -> None:
+        """The kernel told that these incarnations ended, with their cause if it is known. Raises StoreUnavailable."""
+        snapshot = self._store.read(list(ended))
+        looks: dict[str, Observation] = {}
+        for vm_id, stored in snapshot.found.items():
+            process, cause = ended[vm_id]
+            if stored.record.process == process:
+                detail = f"pid {process.pid} ended: {cause or 'cause unknown'}"
+                looks[vm_id] = Observation(Evidence.PROCESS_ENDED, detail)
+                self._telemetry.looked(stored.record, looks[vm_id])
+        self._settle(snapshot, looks, now_ms=snapshot.now_ms)
+
+    def settle(self, snapshot: Snapshot, looks: Mapping[str, Observation]) -> None:
+        """Judge and write what somebody else has seen. Raises StoreUnavailable."""
+        self._settle(snapshot, looks, now_ms=snapshot.now_ms)
+
+    def _settle(self, snapshot: Snapshot, looks: Mapping[str, Observation], *, now_ms: int) -> None:
+        """Write all verdicts at once. Who was changed meanwhile is judged once more on his new record."""
+        stale = self._write(snapshot.found, looks, now_ms)
+        if stale:
+            again = self._store.read(stale)
+            same = {
+                vm_id: looks[vm_id]
+                for vm_id, stored in again.found.items()
+                if stored.record.process == snapshot.found[vm_id].record.process
+            }
+            self._write(again.found, same, again.now_ms)
+
+    def _write(self, found: Mapping[str, Stored], looks: Mapping[str, Observation], now_ms: int) -> list[str]:
+        """Return the ids whose record somebody else wrote in between."""
+        judged = {vm_id: judge(found[vm_id].record, seen, self._policy, now_ms) for vm_id, seen in looks.items()}
+        changes = [
+            _change(found[vm_id], judgement)
+            for vm_id, judgement in judged.items()
+            if _says_something(found[vm_id].record, judgement)
+        ]
+        written = self._store.write(changes, seen=list(looks))
+        outcomes = {change.vm_id: outcome for change, outcome in zip(changes, written.outcomes, strict=True)}
+        for vm_id, judgement in judged.items():
+            if outcomes.get(vm_id, Outcome.DONE) is Outcome.DONE:
+                self._follow_up(found[vm_id], looks[vm_id], judgement)
+        return [vm_id for vm_id, outcome in outcomes.items() if outcome is Outcome.STALE]
+
+    def _follow_up(self, stored: Stored, seen: Observation, judgement: Judgement) -> None:
+        record = judgement.record
+        self._telemetry.decided(judgement.events)
+        if seen.ruling.verdict is Verdict.PASS and record.process is not None:
+            self._watch(record.vm_id, record.process)
+        if judgement.wake_in_ms is not None and not stored.leased:
+            wake(self._wakeups, record, delay_ms=judgement.wake_in_ms)
+
+
+def wake(wakeups: Wakeups, record: VmRecord, *, delay_ms: int = 0) -> None:
+    """Ask for the next attempt on this record."""
+    episode = record.open_episode
+    if episode is None:
+        wakeups.recover(record.vm_id, record.host, delay_ms=delay_ms)
+        return
+    attempt = episode.attempt if episode.running else episode.attempt + 1
+    wakeups.recover(record.vm_id, record.host, episode=episode.id, attempt=attempt, delay_ms=delay_ms)
+
+
+def _says_something(before: VmRecord, judgement: Judgement) -> bool:
+    return judgement.record != before or bool(judgement.events) or judgement.look_again_ms is not None
+
+
+def _change(stored: Stored, judgement: Judgement) -> Change:
+    return Change(
+        vm_id=stored.record.vm_id,
+        rev=stored.rev,
+        after=judgement.record,
+        events=judgement.events,
+        check_in_ms=judgement.look_again_ms,
+    )
+
+
+def chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

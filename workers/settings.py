@@ -1,0 +1,442 @@
+"""All settings: names, defaults, limits, and which of them contradict each other.
+
+Values come from defaults, over them a TOML file, over that the environment; each keeps its source, so that every
+complaint and `reliability config` can say where it was set. What the values mean is left to the parts that get them:
+they are handed single values or a policy, never `Settings`.
+"""
+
+import json
+import os
+import pwd
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from difflib import get_close_matches
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from workers.complaints import Complaint, Loc, SeveralComplaints, complaints_in, place, shown
+from workers.durations import Duration, between, format_duration
+from workers.redis_url import RedisUrl, same_database
+from workers.setting_types import (
+    Address,
+    BasicAuth,
+    BrokerUrl,
+    Environment,
+    Folder,
+    Interval,
+    Lowered,
+    Number,
+    Prefix,
+    Program,
+    Roots,
+    StoreUrl,
+    Timeout,
+    Whole,
+)
+from workers.specs import HostId
+
+ENV_PREFIX = "RELIABILITY_"
+CONFIG_ENV = "RELIABILITY_CONFIG"
+# Read elsewhere: the settings file, and what the tests and the demo look for.
+_NO_SETTINGS = frozenset({CONFIG_ENV, "RELIABILITY_TESTS", "RELIABILITY_GUEST_KERNEL"})
+LOCAL_FILE = "reliability.toml"
+SYSTEM_FILE = Path("/etc/metald-reliability/reliability.toml")
+_NESTED = "__"
+
+JITTER_MAX = 0.1  # of a retry's wait; it only adds, see domain.backoff
+BOOKKEEPING = timedelta(seconds=10)  # of an attempt, beside stopping and starting: verify, commit, Redis timeouts
+CLOCK_SKEW = timedelta(seconds=30)  # between the clocks of two workers
+_LEASE_SLACK = timedelta(seconds=5)  # for a renewal that comes late
+
+STANDIN = "standin"  # as a driver's binary: the project's own stand-in VMM
+
+PROFILES: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "fast": {"health_check.interval": "5s", "health_check.timeout": "2s", "health_check.failing_interval": "500ms"},
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Redis(_Section):
+    url: StoreUrl = RedisUrl("redis://127.0.0.1:6379/0")
+    prefix: Prefix = "rel"
+    timeout: Timeout = timedelta(seconds=3)
+    connect_timeout: Timeout = timedelta(seconds=2)
+
+
+class Broker(_Section):
+    url: BrokerUrl = RedisUrl("redis://127.0.0.1:6379/1")
+    polling_interval: Annotated[Duration, between("10ms", "1m")] = timedelta(seconds=1)
+
+
+class HealthCheck(_Section):
+    enabled: bool = True
+    interval: Interval = timedelta(seconds=30)
+    timeout: Timeout = timedelta(seconds=5)
+    failure_threshold: Annotated[Whole, Field(ge=1, le=100)] = 3
+    recovery_threshold: Annotated[Whole, Field(ge=1, le=100)] = 2
+    failing_interval: Interval = timedelta(seconds=2)
+    start_period: Annotated[Duration, between("0s", "1d")] = timedelta(seconds=60)
+    batch_size: Annotated[Whole, Field(ge=1, le=5000)] = 500
+
+
+class Recovery(_Section):
+    enabled: bool = True
+    max_retries: Annotated[Whole, Field(ge=1, le=100)] = 3
+    retry_interval: Interval = timedelta(seconds=30)
+    backoff_factor: Annotated[Number, Field(ge=1, le=100)] = 2.0
+    max_retry_interval: Interval = timedelta(minutes=5)
+    recovery_timeout: Interval = timedelta(minutes=10)
+    detection_interval: Interval = timedelta(seconds=60)
+    stable_period: Interval = timedelta(minutes=10)
+    per_host: Annotated[Whole, Field(ge=1, le=1000)] = 4
+    per_fleet: Annotated[Whole, Field(ge=1, le=100_000)] = 64
+    lease: Annotated[Duration, between("1s", "1h")] = timedelta(seconds=30)
+    stop_grace: Timeout = timedelta(seconds=5)
+    start_timeout: Timeout = timedelta(seconds=30)
+
+
+class Worker(_Section):
+    concurrency: Annotated[Whole, Field(ge=2, le=1024)] = 8
+    host_lease: Annotated[Duration, between("1s", "1h")] = timedelta(seconds=15)
+
+
+class Beat(_Section):
+    max_interval: Annotated[Duration, between("10ms", "1m")] = timedelta(seconds=1)
+    claim_limit: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
+
+
+class Events(_Section):
+    max_length: Annotated[Whole, Field(ge=100, le=100_000_000)] = 100_000
+
+
+class Log(_Section):
+    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], Lowered] = "info"
+    format: Annotated[Literal["auto", "logfmt", "json", "console"], Lowered] = "auto"
+
+
+class Flower(_Section):
+    address: Address = "127.0.0.1"
+    port: Annotated[Whole, Field(ge=1, le=65535)] = 5555
+    basic_auth: BasicAuth | None = None
+
+
+class FirecrackerDriver(_Section):
+    binary: Program = "firecracker"  # or STANDIN
+    environment: Environment = Field(default_factory=dict, repr=False)
+
+
+class QemuDriver(_Section):
+    binary: Program = "qemu-system-x86_64"
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    environment: Environment = Field(default_factory=dict, repr=False)
+
+
+class Drivers(_Section):
+    firecracker: FirecrackerDriver = FirecrackerDriver()
+    qemu: QemuDriver = QemuDriver()
+
+
+class Settings(_Section):
+    """Every setting. `load` is the way to get one: it knows the host, the profiles and the sources."""
+
+    host: HostId
+    state_dir: Folder
+    enabled: bool = True
+    image_roots: Roots = Field(default_factory=lambda so_far: (so_far["state_dir"] / "images",))
+    profile: Literal["default", "fast"] = "default"
+    reconcile_interval: Interval = timedelta(minutes=5)
+    allow_data_loss: bool = False
+    redis: Redis = Redis()
+    broker: Broker = Broker()
+    health_check: HealthCheck = HealthCheck()
+    recovery: Recovery = Recovery()
+    worker: Worker = Worker()
+    beat: Beat = Beat()
+    events: Events = Events()
+    log: Log = Log()
+    flower: Flower = Flower()
+    drivers: Drivers = Drivers()
+
+    @property
+    def attempt_deadline(self) -> timedelta:
+        """The longest one recovery attempt may take: stop, kill, start, and the bookkeeping around."""
+        return 2 * self.recovery.stop_grace + self.recovery.start_timeout + BOOKKEEPING
+
+    @property
+    def visibility_timeout(self) -> timedelta:
+        """How long the broker waits for an acknowledgement: any shorter, and a waiting retry would run twice."""
+        longest_countdown = self.recovery.max_retry_interval * (1 + JITTER_MAX)
+        return longest_countdown + self.attempt_deadline + CLOCK_SKEW
+
+    @model_validator(mode="after")
+    def _do_not_contradict(self) -> Self:
+        found = [*(each for order in _ORDERS for each in order.broken_by(self)), *_other_contradictions(self)]
+        if found:
+            raise SeveralComplaints(found)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Two settings of which the first may not exceed, or not even reach, the second."""
+
+    small: str
+    large: str
+    why: str
+    may_equal: bool = True
+
+    def broken_by(self, settings: Settings) -> Iterator[Complaint]:
+        small, large = value_of(settings, self.small), value_of(settings, self.large)
+        if small < large or (self.may_equal and small == large):
+            return
+        relation = "at most" if self.may_equal else "less than"
+        text = f"must be {relation} {self.large}, which is {text_of(large)}: {self.why}; lower it or raise {self.large}"
+        yield Complaint(tuple(self.small.split(".")), text, text_of(small))
+
+
+_ORDERS = (
+    _Order("health_check.timeout", "health_check.interval", "a check has to end before the next one", may_equal=False),
+    _Order("health_check.failing_interval", "health_check.interval", "a VM in doubt is looked at sooner, not later"),
+    _Order("recovery.retry_interval", "recovery.max_retry_interval", "the first wait is the shortest"),
+    _Order("recovery.detection_interval", "recovery.recovery_timeout", "else a loss outlasts the time to mend it"),
+    _Order(
+        "recovery.start_timeout", "recovery.recovery_timeout", "one start has to fit into the time for all attempts"
+    ),
+    _Order("recovery.per_host", "recovery.per_fleet", "the fleet's limit holds for every host"),
+    _Order("recovery.per_host", "worker.concurrency", "some threads must stay free for checks", may_equal=False),
+)
+
+
+def _other_contradictions(settings: Settings) -> Iterator[Complaint]:
+    recovery = settings.recovery
+    needed = 2 * recovery.stop_grace + min(_LEASE_SLACK, recovery.lease / 2)
+    if recovery.lease <= needed:
+        text = (
+            f"must be more than {format_duration(needed)}: the lease has to outlast stopping and killing a VMM, twice "
+            f"recovery.stop_grace ({format_duration(recovery.stop_grace)}), and one late renewal; "
+            "raise it or lower recovery.stop_grace"
+        )
+        yield Complaint(("recovery", "lease"), text, format_duration(recovery.lease))
+    if same_database(settings.redis.url, settings.broker.url):
+        text = (
+            f"must not be the database of redis.url ({settings.redis.url}): emptying the queues would wipe "
+            "the records of all VMs; use another number, such as /1"
+        )
+        yield Complaint(("broker", "url"), text)
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    return reduce(getattr, key.split("."), settings)
+
+
+def text_of(value: object) -> str:
+    """Write a value for people, secrets left out."""
+    match value:
+        case None:
+            text = "none"
+        case timedelta():
+            text = format_duration(value)
+        case bool():
+            text = str(value).lower()
+        case tuple():
+            text = ", ".join(map(str, value))
+        case dict():  # environments: names help, values may be anything
+            text = ", ".join(f"{name}=***" for name in value) or "none"
+        case SecretStr() if not isinstance(value, RedisUrl):
+            text = "***"
+        case _:
+            text = str(value)
+    return text
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _keys(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+KEYS = tuple(_keys(Settings))
+_SECRET_KEYS = ("redis.url", "broker.url", "flower.basic_auth", *(key for key in KEYS if key.endswith(".environment")))
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; `lines` say which, why, and where each was set."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`sources` says for every key where its value comes from."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    key: str
+    value_text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    value: object
+    source: str
+
+
+_Layer = dict[Loc, _Given]
+
+
+def load(environ: Mapping[str, str], cwd: Path) -> Loaded:
+    """Read settings from the environment and the first settings file; raises SettingsError with all that is wrong."""
+    chosen = _from_file(environ, cwd) | _from_environment(environ)
+    given = _from_host(environ) | _from_profile(chosen) | chosen
+    try:
+        settings = Settings.model_validate(_nested(given))
+    except ValidationError as error:
+        # The cause is left out: it would show the values, secrets among them, in every traceback.
+        raise SettingsError([_line(each, given) for each in complaints_in(error, Settings)]) from None
+    return Loaded(settings, {key: _source(tuple(key.split(".")), given) for key in KEYS})
+
+
+def effective(loaded: Loaded) -> list[Setting]:
+    """List every setting as it is in force, without secrets."""
+    return [Setting(key, text_of(value_of(loaded.settings, key)), source) for key, source in loaded.sources.items()]
+
+
+def default_state_dir(environ: Mapping[str, str], uid: int) -> Path:
+    if uid == 0:
+        return Path("/var/lib/metald-reliability")
+    base = environ.get("XDG_STATE_HOME", "")
+    if not base.startswith("/"):  # the specification says to ignore a relative one
+        base = (environ.get("HOME") or pwd.getpwuid(uid).pw_dir) + "/.local/state"
+    return Path(base) / "metald-reliability"
+
+
+def _from_host(environ: Mapping[str, str]) -> _Layer:
+    name = socket.gethostname().partition(".")[0].lower()
+    layer: _Layer = {("host",): _Given(name, "default")}
+    with suppress(KeyError):  # an account without HOME and without an entry in passwd has to say it
+        layer["state_dir",] = _Given(default_state_dir(environ, os.geteuid()), "default")
+    return layer
+
+
+def _from_profile(chosen: _Layer) -> _Layer:
+    profile = chosen.get(("profile",))
+    name = profile.value if profile else "default"
+    values = PROFILES.get(name, {}) if isinstance(name, str) else {}
+    return {tuple(key.split(".")): _Given(value, f"profile {name}") for key, value in values.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> _Layer:
+    layer: _Layer = {}
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX) and name not in _NO_SETTINGS:
+            path = _env_path(name.removeprefix(ENV_PREFIX).split(_NESTED))
+            layer |= _flat(path, _decoded(environ[name]), f"env {name}")
+    return layer
+
+
+def _env_path(parts: list[str]) -> Loc:
+    """Names are lower-case, but the variables set for a VMM keep their case, and may hold `__` themselves."""
+    lowered = [part.lower() for part in parts]
+    if "environment" in lowered[:-1]:
+        own = lowered.index("environment") + 1
+        return (*lowered[:own], _NESTED.join(parts[own:]))
+    return tuple(lowered)
+
+
+def _decoded(text: str) -> object:
+    """Take a JSON object for a whole table; all else is text."""
+    try:
+        return json.loads(text) if text.startswith("{") else text
+    except ValueError:
+        return text
+
+
+def _from_file(environ: Mapping[str, str], cwd: Path) -> _Layer:
+    asked = environ.get(CONFIG_ENV)
+    if asked == "":
+        raise SettingsError([f"{CONFIG_ENV} is empty: give the path of a settings file, or unset it"])
+    for path in [cwd / asked] if asked else [cwd / LOCAL_FILE, SYSTEM_FILE]:
+        try:
+            return _flat((), tomllib.loads(path.read_text("utf-8")), f"file {path}")
+        except FileNotFoundError as error:
+            if asked:
+                raise SettingsError([f"{path}: there is no such file (from env {CONFIG_ENV})"]) from error
+        except OSError as error:
+            raise SettingsError([f"{path}: cannot be read: {error.strerror}"]) from error
+        except ValueError as error:  # also what is not UTF-8
+            raise SettingsError([f"{path}: is not TOML: {error}"]) from error
+    return {}
+
+
+def _flat(path: Loc, value: object, source: str) -> _Layer:
+    if not isinstance(value, dict) or not value:
+        return {path: _Given(value, source)} if path else {}
+    return {loc: given for name, each in value.items() for loc, given in _flat((*path, name), each, source).items()}
+
+
+def _nested(given: _Layer) -> dict[str | int, Any]:
+    tree: dict[str | int, Any] = {}
+    for path in sorted(given, key=len):
+        *above, name = path
+        node: Any = tree
+        for part in above:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if isinstance(node, dict):  # else a value stands where a table belongs, which is an error of its own
+            value = given[path].value
+            node[name] = dict(value) if isinstance(value, dict) else value
+    return tree
+
+
+def _source(loc: Loc, given: _Layer) -> str:
+    """Find who set a value: itself, something inside it, or what it is a part of."""
+    inside = [path for path in given if path[: len(loc)] == loc]
+    around = [loc[:length] for length in range(len(loc), 0, -1) if loc[:length] in given]
+    found = [*around[:1], *inside[-1:]]
+    return given[found[0]].source if found else "default"
+
+
+def _line(complaint: Complaint, given: _Layer) -> str:
+    key = place(complaint.loc)
+    source = _source(complaint.loc, given)
+    text = _suggestion(key, source) or complaint.text if complaint.unknown else complaint.text
+    secret = any(key.startswith(each) or each.startswith(key) for each in _SECRET_KEYS)
+    got = None if secret else _bare(complaint.value)
+    return f"{key}: {text} ({f'got {got}, ' if got else ''}from {source})"
+
+
+def _bare(value: object) -> str | None:
+    """Values from the environment are all text: quotes would only mislead."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w./:@+-]{1,60}", value) else shown(value)
+
+
+def _suggestion(key: str, source: str) -> str | None:
+    """Name the setting that was probably meant, also when it stands in another section."""
+    leaf = key.rpartition(".")[2]
+    same_name = [each for each in KEYS if each.rpartition(".")[2] == leaf]
+    meant = same_name or get_close_matches(key, [*KEYS, *Settings.model_fields], n=1)
+    if not meant:
+        return None
+    names = [f"{each} ({ENV_PREFIX}{each.upper().replace('.', _NESTED)})" for each in meant]
+    return f"is unknown; did you mean {' or '.join(names if source.startswith('env ') else meant)}?"

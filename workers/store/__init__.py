@@ -1,0 +1,1 @@
+"""Redis behind the ports: the records, their schedule, leases, events and hosts."""

@@ -1,0 +1,99 @@
+"""Hosts: who serves which host name, when each was last seen, and the strays found there."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import redis
+
+from workers.domain.vm import Incarnation
+from workers.store.client import script, translated
+from workers.store.codec import compact
+from workers.store.keys import Keys
+from workers.store.schedule import DETECT_ORPHANS, RECONCILE
+
+
+@dataclass(frozen=True, slots=True)
+class HostWorker:
+    """The worker that serves a host: `owner` is unique per process, `process` says whether it still lives."""
+
+    owner: str
+    host: str
+    process: Incarnation
+    since_ms: int
+    version: str
+
+    def __str__(self) -> str:
+        return f"worker pid {self.process.pid} on machine {self.process.machine_id[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class HostSeen:
+    name: str
+    seen_ms: int
+    worker: HostWorker | None
+
+
+class HostRegistry:
+    def __init__(self, client: redis.Redis, *, prefix: str) -> None:
+        self._client = client
+        self._keys = Keys(prefix)
+        self._lease = script(client, "host_lease")
+
+    def hold(self, worker: HostWorker, *, ttl_ms: int, instead_of: HostWorker | None = None) -> HostWorker | None:
+        """Take or keep the host name. Returns None when it is ours, else who has it. Raises StoreUnavailable.
+
+        `instead_of` may be replaced at once: the caller knows that its process is dead.
+        """
+        keys = self._keys
+        args = [worker.host, worker.owner, _dump(worker), ttl_ms, _dump(instead_of) if instead_of else ""]
+        args += [f"@{kind}:{worker.host}" for kind in (DETECT_ORPHANS, RECONCILE)]
+        with translated():
+            holder = self._lease(keys=[keys.host(worker.host), keys.hosts, keys.due], args=args)
+        return _load(holder) if holder else None
+
+    def release(self, worker: HostWorker) -> None:
+        """Give the name back, if it is still ours, so that a successor need not wait for the lease to end."""
+        key = self._keys.host(worker.host)
+        with translated():
+            if self._client.get(key) == _dump(worker).encode():
+                self._client.delete(key)
+
+    def all(self) -> tuple[int, list[HostSeen]]:
+        """Server time in ms and every host that ever had a worker."""
+        with translated():
+            seconds, micros = self._client.time()
+            rows = cast("list[tuple[bytes, float]]", self._client.zrange(self._keys.hosts, 0, -1, withscores=True))
+            names = [name.decode() for name, _ in rows]
+            values = cast("list[bytes | None]", self._client.mget([self._keys.host(n) for n in names])) if names else []
+        seen = [
+            HostSeen(name, int(score), _load(value) if value else None)
+            for name, (_, score), value in zip(names, rows, values, strict=True)
+        ]
+        return seconds * 1000 + micros // 1000, seen
+
+    def silent(self, *, longer_than_ms: int) -> list[str]:
+        """Hosts whose worker has been gone for longer than this."""
+        now_ms, hosts = self.all()
+        return [host.name for host in hosts if host.worker is None and now_ms - host.seen_ms > longer_than_ms]
+
+    def put_strays(self, host: str, strays: Sequence[dict[str, Any]], *, ttl_ms: int) -> None:
+        with translated():
+            self._client.set(self._keys.strays(host), compact(strays), px=ttl_ms)
+
+    def strays(self, hosts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        if not hosts:
+            return {}
+        with translated():
+            values = cast("list[bytes | None]", self._client.mget([self._keys.strays(host) for host in hosts]))
+        return {host: json.loads(value) for host, value in zip(hosts, values, strict=True) if value}
+
+
+def _dump(worker: HostWorker) -> str:
+    return compact(asdict(worker))
+
+
+def _load(value: bytes) -> HostWorker:
+    plain = json.loads(value)
+    return HostWorker(**plain | {"process": Incarnation(**plain["process"])})

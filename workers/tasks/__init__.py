@@ -1,0 +1,1 @@
+"""The thin edge to Celery: arguments are checked, a service is called, its outcome becomes a message or nothing."""

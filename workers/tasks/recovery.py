@@ -1,0 +1,69 @@
+"""Recovery and stop of one VM. Sent by hand, to the default queue, `recover_vm(vm_id)` is a person's request."""
+
+from typing import Any
+
+from workers import queues
+from workers.app import app
+from workers.bootstrap import host_runtime
+from workers.domain.recovery import WakeUp
+from workers.services.recovery import ForHost, Result, RetryIn
+from workers.tasks.arguments import number_of, text_of, vm_id_of
+
+SYSTEM, MANUAL = "system", "manual"
+
+
+@app.task(name=queues.RECOVER_VM, bind=True, send_events=True, max_retries=None)  # type: ignore[untyped-decorator] # Celery is untyped
+def recover_vm(
+    self: Any,
+    vm_id: str,
+    *,
+    episode: str | None = None,
+    attempt: int | None = None,
+    request_id: str | None = None,
+    actor: str | None = None,
+    origin: str = MANUAL,
+) -> str:
+    """Bring this VM back, if it needs it. Repeats of one request act once: by `request_id`, else by the task's id."""
+    checked = vm_id_of(vm_id)
+    by_hand = origin != SYSTEM
+    wake = WakeUp(
+        episode=text_of(episode, "episode"),
+        attempt=number_of(attempt, "attempt"),
+        request_id=(text_of(request_id, "request_id") or str(self.request.root_id)) if by_hand else None,
+        actor=text_of(actor, "actor") or (MANUAL if by_hand else "recovery"),
+    )
+    return _follow(self, checked, host_runtime().recover(checked, wake))
+
+
+@app.task(name=queues.STOP_VM, bind=True, send_events=True, max_retries=None)  # type: ignore[untyped-decorator] # Celery is untyped
+def stop_vm(self: Any, vm_id: str) -> str:
+    """Bring down a VM whose record says that it is to be stopped."""
+    checked = vm_id_of(vm_id)
+    return _follow(self, checked, host_runtime().stop(checked))
+
+
+def _follow(task: Any, vm_id: str, result: Result) -> str:
+    match result:
+        case ForHost(host):
+            arguments = dict(task.request.kwargs)
+            if task.name == queues.RECOVER_VM and arguments.get("origin") != SYSTEM:
+                arguments.setdefault("request_id", str(task.request.root_id))
+            task.apply_async(args=[vm_id], kwargs=arguments, queue=queues.recovery(host))
+        case RetryIn(wait_ms, wake, why):
+            # Attempt and time of the next one stand in the record already: this message may be lost.
+            raise task.retry(
+                args=[vm_id],
+                kwargs=_arguments(wake),
+                countdown=max(0, wait_ms) / 1000,
+                queue=queues.recovery(host_runtime().host).name,
+                exc=None,
+            ) from RuntimeError(why)
+        case _:
+            pass
+    return str(result)
+
+
+def _arguments(wake: WakeUp) -> dict[str, Any]:
+    if wake.is_manual:
+        return {"request_id": wake.request_id, "actor": wake.actor}
+    return {"episode": wake.episode, "attempt": wake.attempt, "actor": wake.actor, "origin": SYSTEM}

@@ -1,0 +1,77 @@
+"""The port of a VMM driver, and what all drivers share."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from workers.domain.errors import DriverUnavailable
+from workers.domain.evidence import Evidence
+from workers.specs import VmSpec
+from workers.vmm.conversation import Conversation
+
+Finding = tuple[Evidence, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to exec, in the run directory of the generation; relative paths in `argv` mean that folder."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Whom a process says it is on its command line, and where it listens (relative to its folder, or absolute)."""
+
+    vm_id: str
+    socket: str | None
+
+
+class Driver(Protocol):
+    """One kind of VMM. Nothing here blocks: sockets and processes are the caller's."""
+
+    name: str
+
+    def launch(self, spec: VmSpec) -> Launch:
+        """Raises DriverUnavailable when the binary is missing, StartFailed when the spec cannot be used here."""
+        ...
+
+    def configure(self, spec: VmSpec) -> Conversation[None]:
+        """Bring a freshly started VMM to a running guest. Raises StartFailed with the VMM's own words."""
+        ...
+
+    def probe(self, vm_id: str) -> Conversation[Finding]:
+        """Ask once whether this VM runs here. Does not raise: what goes wrong is a finding."""
+        ...
+
+    def identify(self, argv: Sequence[str], exe: str) -> Claim | None:
+        """Say which VM this process claims to be, None when it is no VMM of this kind."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The program of a driver: what to exec, and how to know a process of it again.
+
+    `words` is the binary, or an interpreter with its flags and the script.
+    """
+
+    driver: str
+    words: tuple[str, ...]
+
+    def resolve(self) -> tuple[str, ...]:
+        """Return the words with the binary as an absolute path. Raises DriverUnavailable."""
+        found = shutil.which(self.words[0])
+        if found is None:
+            hint = f"install it, or set drivers.{self.driver}.binary"
+            raise DriverUnavailable(self.driver, f"binary {self.words[0]!r} not found; {hint}")
+        return (found, *self.words[1:])
+
+    def is_run_by(self, argv: Sequence[str], exe: str) -> bool:
+        """Whether a process with this command line and /proc/PID/exe runs the program; cheap for all others."""
+        if len(self.words) > 1:
+            return list(argv[: len(self.words)])[1:] == list(self.words[1:])
+        return Path(exe.removesuffix(" (deleted)")).name == Path(self.words[0]).name

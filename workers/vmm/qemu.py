@@ -1,0 +1,116 @@
+"""The driver for QEMU, over a QMP socket that is ours alone (QEMU serves one client per monitor)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from workers.domain.errors import StartFailed
+from workers.domain.evidence import Evidence
+from workers.host.rundir import CONSOLE, SOCKET_NAME
+from workers.specs import QemuSpec, VmSpec
+from workers.vmm.conversation import Conversation
+from workers.vmm.driver import Claim, Finding, Launch, Program
+from workers.vmm.qmp import QmpError, QmpStatus, status_conversation
+
+# RunState of the QAPI schema (qapi/run-state.json), by what it means for us.
+_GUEST_FAILED = frozenset({"internal-error", "guest-panicked", "watchdog", "shutdown"})
+_ALIVE_BUT_NOT_RUNNING = frozenset(
+    {
+        "paused",
+        "suspended",
+        "prelaunch",
+        "postmigrate",
+        "save-vm",
+        "restore-vm",
+        "inmigrate",
+        "finish-migrate",
+        "io-error",
+        "debug",
+        "colo",
+    }
+)
+_ACCELERATORS = {"auto": ("kvm", "tcg"), "kvm": ("kvm",), "tcg": ("tcg",)}
+
+
+class QemuDriver:
+    name = "qemu"
+
+    def __init__(self, binary: str, accel: str, environment: Mapping[str, str]) -> None:
+        self._program = Program(self.name, (binary,))
+        self._accelerators = _ACCELERATORS[accel]
+        self._environment = environment
+
+    def launch(self, spec: VmSpec) -> Launch:
+        if not isinstance(spec, QemuSpec):
+            raise StartFailed(spec.id, f"spec is for driver {spec.driver}")
+        return Launch([*self._program.resolve(), *arguments(spec, self._accelerators)], self._environment)
+
+    def configure(self, spec: VmSpec) -> Conversation[None]:
+        """Nothing to say: everything stood on the command line, and the guest runs as soon as the VMM does."""
+        del spec
+        yield from ()
+
+    def probe(self, vm_id: str) -> Conversation[Finding]:
+        try:
+            status = yield from status_conversation()
+        except QmpError as error:
+            return Evidence.BROKEN_ANSWER, str(error)
+        return _judge_status(vm_id, status)
+
+    def identify(self, argv: Sequence[str], exe: str) -> Claim | None:
+        if not self._program.is_run_by(argv, exe) or "-name" not in argv:
+            return None
+        words = list(argv)
+        name = words[words.index("-name") + 1 : words.index("-name") + 2]
+        vm_id = name[0].split(",")[0].removeprefix("guest=") if name else ""
+        return Claim(vm_id, _our_socket(words)) if vm_id else None
+
+
+def arguments(spec: QemuSpec, accelerators: Sequence[str]) -> Iterator[str]:
+    """The command line of this VM, without the program. Relative paths mean the run directory."""
+    yield from ("-name", spec.id, "-nodefaults", "-no-user-config", "-display", "none")
+    yield from ("-machine", spec.machine, "-smp", str(spec.vcpus), "-m", str(spec.memory_mib))
+    for accelerator in accelerators:
+        yield from ("-accel", accelerator)
+    yield from ("-chardev", f"socket,id=qmp,path={SOCKET_NAME},server=on,wait=off", "-mon", "chardev=qmp,mode=control")
+    yield from ("-chardev", f"file,id=console,path={CONSOLE},append=on", "-serial", "chardev:console")
+    yield from ("-kernel", str(spec.kernel))
+    if spec.initrd:
+        yield from ("-initrd", str(spec.initrd))
+    if spec.kernel_args:
+        yield from ("-append", spec.kernel_args)
+    yield from _devices(spec)
+
+
+def _devices(spec: QemuSpec) -> Iterator[str]:
+    bus = "device" if spec.machine == "microvm" else "pci"
+    root = [("rootfs", str(spec.rootfs), "raw", "off")] if spec.rootfs else []
+    drives = [(drive.id, str(drive.path), drive.format, "on" if drive.read_only else "off") for drive in spec.drives]
+    for drive_id, path, form, read_only in root + drives:
+        yield from ("-drive", f"id={drive_id},file={_escaped(path)},format={form},read-only={read_only},if=none")
+        yield from ("-device", f"virtio-blk-{bus},drive={drive_id}")
+    for nic in spec.network_interfaces:
+        yield from ("-netdev", f"tap,id={nic.id},ifname={nic.tap},script=no,downscript=no")
+        yield from ("-device", f"virtio-net-{bus},netdev={nic.id}" + (f",mac={nic.mac}" if nic.mac else ""))
+
+
+def _escaped(path: str) -> str:
+    """In a QEMU option list a comma is written twice."""
+    return path.replace(",", ",,")
+
+
+def _our_socket(words: Sequence[str]) -> str | None:
+    for word in words:
+        if word.startswith("socket,id=qmp,path="):
+            return word.removeprefix("socket,id=qmp,path=").split(",")[0]
+    return None
+
+
+def _judge_status(vm_id: str, status: QmpStatus) -> Finding:
+    if status.name != vm_id:
+        return Evidence.OTHER_VM, f"QMP answers as {str(status.name)[:64]!r}"
+    if status.status == "running":
+        return Evidence.ANSWERS, ""
+    if status.status in _GUEST_FAILED:
+        return Evidence.GUEST_FAILED, f"run state {status.status}"
+    if status.status in _ALIVE_BUT_NOT_RUNNING:
+        return Evidence.DRIFT, f"run state {status.status}, should be running"
+    return Evidence.UNKNOWN_STATE, f"run state {status.status[:64]!r}"
