@@ -9,16 +9,17 @@ from celery.signals import setup_logging
 
 from workers import queues
 from workers.agent import HostAgent
-from workers.broker import install_guard
+from workers.broker import PromptAmqp, install_guard
 from workers.settings import Settings, load
 from workers.telemetry.logging import configure_logging
 
-_PUBLISH_RETRIES = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 1}
+# kombu uses the same numbers to reconnect for a publish: more would make every hand-over wait for a dead broker.
+_PUBLISH_RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 
 
 def make_app(settings: Settings) -> Celery:
     install_guard()
-    app = Celery("workers", broker=settings.broker.url.get_secret_value(), include=_TASK_MODULES)
+    app = Celery("workers", broker=settings.broker.url.get_secret_value(), include=_TASK_MODULES, amqp=PromptAmqp)
     app.conf.update(_transport(settings) | _delivery(settings) | _worker(settings))
     app.steps["worker"].add(HostAgent)
     return app
@@ -42,7 +43,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
             "unacked_restore_throttle": 1,
             "priority_steps": [0],
             "polling_interval": settings.broker.polling_interval.total_seconds(),
-            "socket_timeout": settings.broker.polling_interval.total_seconds() + 10,
+            "socket_timeout": settings.broker.polling_interval.total_seconds() + 4,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
             "health_check_interval": 10,

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import redis
 from celery import Celery
-from kombu.connection import Connection
 from kombu.transport import get_transport_cls
 
 from tests.support.guard_app import HOLD, NODE, NOTE, QUEUE, UNACKED_KEY, VISIBILITY_TIMEOUT_S, make_app
@@ -183,7 +182,7 @@ def test_every_ordinary_redis_url_is_guarded(url: str, expected: type) -> None:
     install_guard()
     install_guard()
 
-    assert Connection(url).get_transport_cls() is expected
+    assert make_app(url).connection().get_transport_cls() is expected
 
 
 def test_the_guard_replaces_a_transport_that_was_looked_up_before() -> None:
@@ -196,7 +195,7 @@ def test_the_guard_replaces_a_transport_that_was_looked_up_before() -> None:
 
 def test_a_closed_transport_is_a_lost_connection(fresh_server: EmbeddedServer) -> None:
     install_guard()
-    with Connection(fresh_server.url(BROKER_DB)) as connection:
+    with make_app(fresh_server.url(BROKER_DB)).connection() as connection:
         channel = connection.default_channel
         connection.transport.client = None
 
