@@ -57,11 +57,20 @@ class EpollProber:
         """
         mine = self._reserve(records)
         try:
-            for group in _Round(self, mine).run():
+            for group in self._rounds(mine):
                 self._release(group)
                 yield group
         finally:
             self._release(record.vm_id for record in mine)
+
+    def _rounds(self, records: Sequence[VmRecord]) -> Iterator[dict[str, Observation]]:
+        try:
+            epoll = select.epoll()
+        except OSError as error:
+            fault = Observation(Evidence.MONITOR_FAULT, f"epoll: {error.strerror}")
+            yield {record.vm_id: fault for record in records}
+            return
+        yield from _Round(self, records, epoll).run()
 
     def _reserve(self, records: Sequence[VmRecord]) -> list[VmRecord]:
         with self._busy_lock:
@@ -110,9 +119,8 @@ class EpollProber:
 class _Round:
     """One call of `probe`: all its sockets, and what was found so far."""
 
-    def __init__(self, prober: EpollProber, records: Sequence[VmRecord]) -> None:
-        self._prober, self._records = prober, records
-        self._epoll = select.epoll()
+    def __init__(self, prober: EpollProber, records: Sequence[VmRecord], epoll: select.epoll) -> None:
+        self._prober, self._records, self._epoll = prober, records, epoll
         self._talks: dict[int, _Talk] = {}
         self._found: dict[str, Observation] = {}
 

@@ -1,0 +1,330 @@
+"""The one-process guard on real processes: start, adopt, refuse, fence, clean up (DESIGN section 8)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.hosts import LocalHost, holders, local_host, no_check
+from tests.support.processes import wait_until
+from workers.domain.errors import GuardBusy, Paused, StaleGeneration, StartFailed, StopFailed
+from workers.domain.vm import Incarnation
+from workers.host.identity import incarnation_of, read_stat
+from workers.host.pidfd import open_checked
+from workers.services.attempt import LeaseLost
+from workers.specs import spec_from
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[LocalHost]:
+    with local_host(tmp_path) as made:
+        yield made
+
+
+def is_alive(process: Incarnation) -> bool:
+    stat = read_stat(process.pid)
+    return stat is not None and not stat.has_ended and stat.start_ticks == process.start_ticks
+
+
+def test_a_started_vmm_holds_its_lock_as_stdin_and_serves_from_its_own_folder(host: LocalHost) -> None:
+    process = host.start(generation=10)
+
+    assert holders(host.files.locks) == [(process.pid, "vm-1")]
+    with pytest.raises(GuardBusy), host.files.lock("vm-1"):
+        pass
+    run = host.files.run("vm-1", 10)
+    assert run.socket.is_socket()
+    assert run.process == process
+    assert (run.path.parent / "current").resolve() == run.path
+    assert json.loads((run.path / "intent.json").read_text())["generation"] == 10
+    assert os.getsid(process.pid) == process.pid
+    assert "vm-1 booted" in (run.path / "console.log").read_text()
+
+
+def test_the_vmm_inherits_nothing_else_of_ours(host: LocalHost) -> None:
+    process = host.start()
+    links = {os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()}
+    ours = {str(host.files.lock_path("vm-1")), *map(str, host.files.run("vm-1", 10).path.iterdir())}
+    files = {link for link in links if link.startswith("/")}
+    assert files <= ours
+
+
+def test_a_second_start_is_refused_while_the_first_one_lives(host: LocalHost) -> None:
+    first = host.start(generation=10)
+
+    with pytest.raises(GuardBusy):
+        host.start(generation=11)
+
+    assert holders(host.files.locks) == [(first.pid, "vm-1")]
+    assert host.vmms.running("vm-1") is not None
+
+
+def test_the_holder_is_found_also_when_its_identity_was_never_written(host: LocalHost) -> None:
+    process = host.start(generation=10)
+    (host.files.run("vm-1", 10).path / "identity.json").unlink()
+
+    running = host.vmms.running("vm-1")
+
+    assert running is not None
+    assert (running.process, running.guarded, running.generation) == (process, True, 10)
+    assert running.socket == str(host.files.run("vm-1", 10).socket)
+
+
+def test_a_damaged_identity_file_is_no_obstacle(host: LocalHost) -> None:
+    process = host.start(generation=10)
+    (host.files.run("vm-1", 10).path / "identity.json").write_text('{"pid": "many')
+    running = host.vmms.running("vm-1")
+    assert running is not None
+    assert running.process == process
+
+
+def test_a_lock_held_by_something_that_is_no_vmm_blocks_the_start(host: LocalHost) -> None:
+    with host.files.lock("vm-1"):
+        with pytest.raises(GuardBusy):
+            host.vmms.running("vm-1")
+        with pytest.raises(GuardBusy):
+            host.start()
+    assert host.vmms.running("vm-1") is None
+
+
+def test_an_unguarded_vmm_of_the_same_id_blocks_the_start(host: LocalHost, tmp_path: Path) -> None:
+    command = [*host.drivers["firecracker"].launch(host.spec()).argv]
+    stranger = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    try:
+        wait_until((tmp_path / "api.sock").exists, what="the stranger's socket")
+
+        running = host.vmms.running("vm-1")
+        assert running is not None
+        assert (running.process.pid, running.guarded) == (stranger.pid, False)
+        assert running.socket == str(tmp_path / "api.sock")
+        with pytest.raises(StartFailed, match=f"pid {stranger.pid} already runs this vm"):
+            host.start()
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize("generation", [9, 10])
+def test_a_generation_that_is_not_newer_is_refused(host: LocalHost, generation: int) -> None:
+    host.fence(host.start(generation=10))
+    with pytest.raises(StaleGeneration):
+        host.start(generation=generation)
+    assert holders(host.files.locks) == []
+
+
+def test_fencing_confirms_the_end_and_keeps_its_cause(host: LocalHost) -> None:
+    process = host.start()
+    assert host.fence(process) == "signal 15"
+    assert not is_alive(process)
+    assert host.files.run("vm-1", 10).exit_cause == "signal 15"
+    assert host.fence(process) == "signal 15", "gone already is fine"
+
+
+def test_a_vmm_that_ignores_sigterm_is_killed_after_its_grace(host: LocalHost) -> None:
+    host.faults("vm-1", '{"ignore_sigterm": true}')
+    assert host.fence(host.start()) == "signal 9"
+
+
+def test_a_stopped_vmm_gets_no_grace(host: LocalHost) -> None:
+    process = host.start()
+    os.kill(process.pid, signal.SIGSTOP)
+    assert host.fence(process) == "signal 9"
+
+
+def test_a_recycled_pid_is_never_signalled(host: LocalHost) -> None:
+    innocent = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        now = incarnation_of(innocent.pid, host.vantage)
+        assert now is not None
+        before = replace(now, start_ticks=now.start_ticks - 1)
+
+        assert open_checked(before, host.vantage) is None
+        assert host.fence(before) == "gone already"
+        assert innocent.poll() is None
+    finally:
+        innocent.kill()
+        innocent.communicate()
+
+
+@pytest.mark.parametrize("elsewhere", [{"machine_id": "another"}, {"pid_ns": 1}])
+def test_a_process_of_another_place_is_never_signalled(host: LocalHost, elsewhere: dict[str, str | int]) -> None:
+    process = host.start()
+    with pytest.raises(StopFailed, match="another machine or pid namespace"):
+        host.fence(replace(process, **elsewhere))  # type: ignore[arg-type] # one of two fields
+    assert is_alive(process)
+
+
+def test_a_process_of_an_earlier_boot_is_gone_and_its_pid_not_touched(host: LocalHost) -> None:
+    process = host.start()
+    assert host.fence(replace(process, boot_id="before")) == "gone already"
+    assert is_alive(process)
+
+
+def test_the_kill_switch_stops_signals_and_spawns(host: LocalHost) -> None:
+    process = host.start(generation=10)
+    (host.files.state_dir / "PAUSE").touch()
+
+    with pytest.raises(Paused):
+        host.fence(process)
+    with pytest.raises(Paused):
+        host.start("vm-2")
+    assert is_alive(process)
+    assert [vm_id for _, vm_id in holders(host.files.locks)] == ["vm-1"]
+
+
+def test_a_check_that_fails_before_a_signal_stops_it(host: LocalHost) -> None:
+    process = host.start()
+
+    def lease_lost() -> None:
+        raise LeaseLost("gone")
+
+    with pytest.raises(LeaseLost):
+        host.vmms.fence("vm-1", process, before_signal=lease_lost)
+    assert is_alive(process)
+
+
+def test_a_check_that_fails_before_exec_leaves_no_process(host: LocalHost) -> None:
+    def lease_lost() -> None:
+        raise LeaseLost("gone")
+
+    with pytest.raises(LeaseLost):
+        host.vmms.start(host.spec(), 10, before_exec=lease_lost, while_waiting=no_check)
+    assert holders(host.files.locks) == []
+    assert is_alive(host.start(generation=11))
+
+
+def test_a_lease_lost_during_the_start_leaves_the_vmm_to_the_successor(host: LocalHost) -> None:
+    host.faults("vm-1", '{"boot_delay_ms": 1500}')
+
+    def lease_lost() -> None:
+        raise LeaseLost("gone")
+
+    with pytest.raises(LeaseLost):
+        host.vmms.start(host.spec(), 10, before_exec=no_check, while_waiting=lease_lost)
+    assert [vm_id for _, vm_id in holders(host.files.locks)] == ["vm-1"]
+
+
+def test_a_vmm_that_ends_at_once_fails_the_start_with_its_cause(host: LocalHost) -> None:
+    host.faults("vm-1", '{"refuse_starts": 1, "exit_code": 3}')
+    with pytest.raises(StartFailed, match="exit 3"):
+        host.start(generation=10)
+    assert host.files.run("vm-1", 10).exit_cause == "exit 3"
+    assert is_alive(host.start(generation=11))
+
+
+def test_a_vmm_that_answers_as_another_vm_fails_the_start_and_is_ended(host: LocalHost) -> None:
+    host.faults("vm-1", '{"report_id": "vm-99"}')
+    with pytest.raises(StartFailed, match="vm-99"):
+        host.start()
+    assert holders(host.files.locks) == []
+
+
+def test_a_configuration_the_vmm_refuses_fails_the_start_in_the_vmms_words(host: LocalHost) -> None:
+    host.kernel.with_name("rootfs").write_bytes(b"")
+    spec = host.spec(rootfs=str(host.kernel.with_name("rootfs")))
+    host.kernel.with_name("rootfs").unlink()
+    with pytest.raises(StartFailed, match="rootfs"):
+        host.vmms.start(spec, 10, before_exec=no_check, while_waiting=no_check)
+    assert holders(host.files.locks) == []
+
+
+def test_a_vmm_that_never_serves_fails_the_start_in_time_and_is_ended(tmp_path: Path) -> None:
+    with local_host(tmp_path, start_timeout_s=0.5) as host:
+        host.faults("vm-1", '{"hang": true}')
+        with pytest.raises(StartFailed, match="no answer"):
+            host.start()
+        assert holders(host.files.locks) == []
+
+
+def test_an_image_outside_the_roots_is_refused_before_anything_is_done(host: LocalHost, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"")
+    spec = spec_from({"id": "vm-1", "host": "host-a", "driver": "firecracker", "kernel": str(tmp_path / "secret")})
+    with pytest.raises(StartFailed, match="kernel"):
+        host.vmms.start(spec, 10, before_exec=no_check, while_waiting=no_check)
+    assert host.files.runs("vm-1") == []
+
+
+def test_a_missing_binary_is_named(tmp_path: Path) -> None:
+    with local_host(tmp_path, binary="no-such-vmm") as host, pytest.raises(StartFailed, match=r"no-such-vmm.*binary"):
+        host.start()
+
+
+def test_the_last_three_generations_are_kept_and_their_sockets_swept(host: LocalHost) -> None:
+    for generation in range(10, 15):
+        host.fence(host.start(generation=generation))
+    kept = host.files.runs("vm-1")
+    assert [run.generation for run in kept] == [12, 13, 14]
+    assert [run.socket.exists() for run in kept] == [False, False, True]
+    assert all(run.exit_cause == "signal 15" for run in kept)
+
+
+def test_a_log_that_grew_too_long_is_cut_while_it_is_written(host: LocalHost) -> None:
+    host.start()
+    console = host.files.run("vm-1", 10).path / "console.log"
+    with console.open("ab") as log:
+        log.write(b"x" * 3_000_000 + b"the end\n")
+
+    host.files.bound_logs("vm-1", 2_000_000)
+
+    assert console.stat().st_size == 0
+    assert (console.with_suffix(".log.old")).read_bytes().endswith(b"the end\n")
+    with console.open("ab") as log:
+        log.write(b"goes on")
+    assert console.read_bytes() == b"goes on"
+
+
+def test_the_vmm_lives_on_when_its_starter_is_killed_and_is_found_again(host: LocalHost, tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from tests.support.hosts import *\n"
+        f"files = HostFiles(Path({str(host.files.state_dir)!r}))\n"
+        "import tests.support.hosts as h\n"
+        "vantage = read_vantage(files.state_dir)\n"
+        "drivers = {'firecracker': FirecrackerDriver('standin', {})}\n"
+        f"vmms = LocalVmmHost(files, drivers, vantage, image_roots=[Path({str(tmp_path / 'images')!r})],"
+        " stop_grace_s=1, start_timeout_s=5)\n"
+        f"spec = a_spec('vm-1', kernel={str(host.kernel)!r})\n"
+        "vmms.start(spec, 10, before_exec=no_check, while_waiting=no_check)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    starter = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], timeout=30, check=False)
+    assert starter.returncode == -signal.SIGKILL
+
+    running = host.vmms.running("vm-1")
+
+    assert running is not None
+    assert running.guarded
+    assert is_alive(running.process)
+    with pytest.raises(GuardBusy):
+        host.start(generation=11)
+    assert host.fence(running.process)
+
+
+def test_inventory_finds_every_vmm_of_the_host(host: LocalHost) -> None:
+    started = {vm_id: host.start(vm_id) for vm_id in ("vm-1", "vm-2", "vm-3")}
+    found = {running.vm_id: running.process for running in host.vmms.inventory() if running.vm_id in started}
+    assert found == started
+
+
+@pytest.mark.parametrize("vm_id", ["../vm", "vm/1", "VM", "", "vm-1\n", ".vm"])
+def test_an_id_never_reaches_a_path_unchecked(host: LocalHost, vm_id: str) -> None:
+    for use in (host.files.lock_path, host.files.runs, lambda text: host.files.run(text, 1)):
+        with pytest.raises(ValueError, match="must be 1 to 64"):
+            use(vm_id)
+
+
+def test_a_long_state_folder_does_not_break_the_socket(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    with local_host(deep) as host:
+        process = host.start()
+        assert is_alive(process)
+        with suppress(StopFailed):
+            host.fence(process)
