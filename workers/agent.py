@@ -15,7 +15,7 @@ from celery import bootsteps
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state as worker_state
 
-from workers.domain.errors import ReliabilityError, StoreUnavailable
+from workers.domain.errors import StoreUnavailable
 from workers.messages import CeleryWakeups, NoWakeups
 
 _log = structlog.get_logger(component="worker")
@@ -27,10 +27,6 @@ _POLL_S = 0.2
 _OTHER_TAKES_OVER = 70  # exit status: another worker serves this host (EX_SOFTWARE of sysexits.h)
 
 
-class WrongPool(ReliabilityError):
-    pass
-
-
 class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is untyped
     """Started before the consumer, stopped after it. `worker.settings` are in the app's configuration."""
 
@@ -38,6 +34,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
+        _refuse_forking_pool(parent)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._runtime: Any = None
@@ -46,7 +43,6 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         # Wired only where a worker really starts: the app is also imported by beat, Flower and the command line.
         from workers.bootstrap import start_host_runtime  # noqa: PLC0415
 
-        _refuse_forking_pool(parent)
         settings = parent.app.conf.settings
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         _raise_fd_limit()
@@ -134,7 +130,7 @@ def _refuse_forking_pool(parent: Any) -> None:
     """A forked child would hold VM locks after their VMM's death (DESIGN section 8)."""
     name = str(getattr(parent.pool_cls, "__module__", parent.pool_cls))
     if "thread" not in name and "solo" not in name:
-        raise WrongPool(f"pool {name}: only `--pool threads` keeps the one-process guard; start `reliability worker`")
+        raise SystemExit(f"pool {name}: only `--pool threads` keeps the one-process guard; start `reliability worker`")
 
 
 def _raise_fd_limit() -> None:

@@ -174,6 +174,7 @@ def build_host_runtime(settings: Settings, wakeups: Wakeups) -> HostRuntime:
         files,
         known,
         vantage,
+        host_name=host,
         image_roots=settings.image_roots,
         stop_grace_s=settings.recovery.stop_grace.total_seconds(),
         start_timeout_s=settings.recovery.start_timeout.total_seconds(),

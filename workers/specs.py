@@ -214,7 +214,7 @@ class FirecrackerSpec(_Spec):
 
 class QemuSpec(_Spec):
     driver: Literal["qemu"] = "qemu"
-    machine: Literal["microvm", "q35", "pc"] = "microvm"
+    machine: Literal["microvm", "q35", "pc"] = "q35"  # microvm hangs at boot now and then without KVM
     drives: Annotated[tuple[QemuDrive, ...], Field(max_length=16)] = ()
     network_interfaces: Annotated[tuple[NetworkInterface, ...], Field(max_length=8)] = ()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import LocalHost, holders, local_host, no_check
+from tests.support.hosts import TEST_HOST, LocalHost, holders, local_host, no_check
 from tests.support.processes import wait_until
 from workers.domain.errors import GuardBusy, Paused, StaleGeneration, StartFailed, StopFailed
 from workers.domain.vm import Incarnation
@@ -20,6 +20,27 @@ from workers.host.identity import incarnation_of, read_stat
 from workers.host.pidfd import open_checked
 from workers.services.attempt import LeaseLost
 from workers.specs import spec_from
+
+# A worker that is killed right after it started a VMM.
+STARTER = """
+import os
+from pathlib import Path
+from tests.support.hosts import *
+
+files = HostFiles(Path({state_dir!r}))
+drivers = {{"firecracker": FirecrackerDriver("standin", {{}})}}
+vmms = LocalVmmHost(
+    files,
+    drivers,
+    read_vantage(files.state_dir),
+    host_name={name!r},
+    image_roots=[Path({images!r})],
+    stop_grace_s=1,
+    start_timeout_s=5,
+)
+vmms.start(a_spec("vm-1", kernel={kernel!r}), 10, before_exec=no_check, while_waiting=no_check)
+os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.fixture
@@ -281,18 +302,8 @@ def test_a_log_that_grew_too_long_is_cut_while_it_is_written(host: LocalHost) ->
 
 
 def test_the_vmm_lives_on_when_its_starter_is_killed_and_is_found_again(host: LocalHost, tmp_path: Path) -> None:
-    script = (
-        "import os, sys; from pathlib import Path\n"
-        "from tests.support.hosts import *\n"
-        f"files = HostFiles(Path({str(host.files.state_dir)!r}))\n"
-        "import tests.support.hosts as h\n"
-        "vantage = read_vantage(files.state_dir)\n"
-        "drivers = {'firecracker': FirecrackerDriver('standin', {})}\n"
-        f"vmms = LocalVmmHost(files, drivers, vantage, image_roots=[Path({str(tmp_path / 'images')!r})],"
-        " stop_grace_s=1, start_timeout_s=5)\n"
-        f"spec = a_spec('vm-1', kernel={str(host.kernel)!r})\n"
-        "vmms.start(spec, 10, before_exec=no_check, while_waiting=no_check)\n"
-        "os.kill(os.getpid(), 9)\n"
+    script = STARTER.format(
+        state_dir=str(host.files.state_dir), images=str(tmp_path / "images"), kernel=str(host.kernel), name=TEST_HOST
     )
     starter = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], timeout=30, check=False)
     assert starter.returncode == -signal.SIGKILL
@@ -328,3 +339,15 @@ def test_a_long_state_folder_does_not_break_the_socket(tmp_path: Path) -> None:
         assert is_alive(process)
         with suppress(StopFailed):
             host.fence(process)
+
+
+def test_a_vmm_of_another_host_by_name_on_the_same_machine_is_left_alone(host: LocalHost, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with local_host(tmp_path / "other", host_name="another-host") as other:
+        theirs = other.start("vm-1")
+
+        assert host.vmms.running("vm-1") is None
+        assert [running for running in host.vmms.inventory() if running.process == theirs] == []
+        ours = host.start("vm-1")
+        assert is_alive(theirs)
+        assert is_alive(ours)

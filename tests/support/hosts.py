@@ -18,6 +18,9 @@ from workers.vmm.driver import Driver
 from workers.vmm.firecracker import FirecrackerDriver
 from workers.vmm.prober import EpollProber
 
+# Unlike any other on this machine, so that tests that run at the same time leave each other alone.
+TEST_HOST = f"test-{os.getpid()}"
+
 
 def no_check() -> None:
     """A lease that is always ours."""
@@ -55,7 +58,12 @@ class LocalHost:
 
 @contextmanager
 def local_host(
-    folder: Path, *, stop_grace_s: float = 0.5, start_timeout_s: float = 5.0, binary: str = "standin"
+    folder: Path,
+    *,
+    stop_grace_s: float = 0.5,
+    start_timeout_s: float = 5.0,
+    binary: str = "standin",
+    host_name: str = TEST_HOST,
 ) -> Iterator[LocalHost]:
     """Yield a host; ends every VMM that holds one of its locks, or runs in its folders, at the end."""
     for name in ("images", "faults"):
@@ -70,6 +78,7 @@ def local_host(
         files,
         drivers,
         vantage,
+        host_name=host_name,
         image_roots=[folder / "images"],
         stop_grace_s=stop_grace_s,
         start_timeout_s=start_timeout_s,

@@ -66,7 +66,7 @@ FULL: dict[str, dict[str, Any]] = {
         "driver": "qemu",
         "kernel": KERNEL,
         "rootfs": "/images/root.raw",
-        "machine": "q35",
+        "machine": "pc",
         "drives": [{"id": "data", "path": "/images/data.qcow2", "format": "qcow2"}],
         "network_interfaces": [{"id": "eth0", "tap": "tap0"}],
     },

@@ -11,10 +11,15 @@ from workers.ports import Running
 from workers.specs import check_vm_id
 from workers.vmm.driver import Claim, Driver
 
+# Set in the environment of every VMM we start. Two hosts by name may share a machine (a demo, a test, a second fleet):
+# the VMMs of the other one are neither ours to adopt nor strays.
+HOST_VARIABLE = "METALD_RELIABILITY_HOST"
+
 
 class Inventory:
-    def __init__(self, files: HostFiles, drivers: Mapping[str, Driver], vantage: Vantage) -> None:
+    def __init__(self, files: HostFiles, drivers: Mapping[str, Driver], vantage: Vantage, *, host_name: str) -> None:
         self._files, self._drivers, self._vantage = files, drivers, vantage
+        self._host_name = host_name
 
     def all(self, *, known_pids: Collection[int] = ()) -> list[Running]:
         """Every live VMM but those with a known pid. Processes of others that we may not look into are passed over."""
@@ -33,8 +38,10 @@ class Inventory:
             return  # it ended meanwhile, is a kernel thread, or is not ours to look into
         driver, claim = self._claim(argv, exe)
         vm_id = guarded or (claim.vm_id if claim else None)
-        process = incarnation_of(pid, self._vantage) if vm_id else None
-        if vm_id is None or process is None or not _is_id(vm_id):
+        if vm_id is None or self._is_of_another_host(pid):
+            return
+        process = incarnation_of(pid, self._vantage)
+        if process is None or not _is_id(vm_id):
             return
         socket = os.path.join(cwd, claim.socket or SOCKET_NAME) if claim else None
         yield Running(vm_id, driver, process, socket, guarded=guarded is not None, generation=_generation(cwd))
@@ -44,6 +51,14 @@ class Inventory:
         stdin = os.readlink(f"/proc/{pid}/fd/0")
         folder, _, name = stdin.rpartition("/")
         return name.removesuffix(".lock") if folder == str(self._files.locks) and name.endswith(".lock") else None
+
+    def _is_of_another_host(self, pid: int) -> bool:
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        name = f"{HOST_VARIABLE}=".encode()
+        return any(entry.startswith(name) and entry != name + self._host_name.encode() for entry in environment)
 
     def _claim(self, argv: Sequence[str], exe: str) -> tuple[str, Claim | None]:
         for name, driver in self._drivers.items():

@@ -11,7 +11,7 @@ from workers.domain.errors import DriverUnavailable, GuardBusy, StartFailed, Sto
 from workers.domain.vm import Incarnation, Vantage
 from workers.host.bringup import NewVmm
 from workers.host.identity import look_at, read_stat
-from workers.host.inventory import Inventory
+from workers.host.inventory import HOST_VARIABLE, Inventory
 from workers.host.pidfd import exit_cause, pidfd_of, terminate
 from workers.host.rundir import CONSOLE, VMM_LOG, HostFiles, Run
 from workers.ports import Renew, Running
@@ -30,13 +30,15 @@ class LocalVmmHost:
         drivers: Mapping[str, Driver],
         vantage: Vantage,
         *,
+        host_name: str,
         image_roots: Sequence[Path],
         stop_grace_s: float,
         start_timeout_s: float,
         known_pids: Callable[[str], Collection[int]] = lambda _vm_id: (),
     ) -> None:
         self._files, self._drivers, self._vantage = files, drivers, vantage
-        self._inventory = Inventory(files, drivers, vantage)
+        self._inventory = Inventory(files, drivers, vantage, host_name=host_name)
+        self._environment = {"PATH": os.defpath, "LANG": "C.UTF-8", HOST_VARIABLE: host_name}
         self._image_roots = image_roots
         self._stop_grace_s, self._start_timeout_s = stop_grace_s, start_timeout_s
         self._known_pids = known_pids
@@ -151,7 +153,7 @@ class LocalVmmHost:
                 child = subprocess.Popen(
                     launch.argv,
                     cwd=run.path,
-                    env={"PATH": os.defpath, "LANG": "C.UTF-8", **launch.environment},
+                    env={**launch.environment, **self._environment},
                     stdin=lock_fd,
                     stdout=console,
                     stderr=log,

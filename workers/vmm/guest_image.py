@@ -99,10 +99,11 @@ def is_static_program(path: Path) -> bool:
             magic, _, machine, _, _, table, _, _, _, size, count = _ELF_HEADER.unpack(header)
             file.seek(table)
             headers = file.read(min(size * count, _MAX_PROGRAM_HEADERS))
-            kinds = {kind for (kind,) in (struct.unpack_from("<I", headers, at) for at in range(0, len(headers), size))}
+            kinds = [struct.unpack_from("<I", headers, at)[0] for at in range(0, len(headers), size)]
     except (OSError, OverflowError, ValueError, struct.error):
         return False
-    return magic == _ELF64_LITTLE_ENDIAN and machine == _EM_X86_64 and count > 0 and _PT_INTERP not in kinds
+    fits = magic == _ELF64_LITTLE_ENDIAN and machine == _EM_X86_64
+    return fits and 0 < count == len(kinds) and _PT_INTERP not in kinds
 
 
 def build_initramfs(busybox: Path, out: Path) -> None:

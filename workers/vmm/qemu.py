@@ -1,6 +1,8 @@
 """The driver for QEMU, over a QMP socket that is ours alone (QEMU serves one client per monitor)."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from workers.domain.errors import StartFailed
 from workers.domain.evidence import Evidence
@@ -27,7 +29,8 @@ _ALIVE_BUT_NOT_RUNNING = frozenset(
         "colo",
     }
 )
-_ACCELERATORS = {"auto": ("kvm", "tcg"), "kvm": ("kvm",), "tcg": ("tcg",)}
+_KVM_DEVICE = "/dev/kvm"
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 class QemuDriver:
@@ -35,13 +38,13 @@ class QemuDriver:
 
     def __init__(self, binary: str, accel: str, environment: Mapping[str, str]) -> None:
         self._program = Program(self.name, (binary,))
-        self._accelerators = _ACCELERATORS[accel]
+        self._accelerator = _usable_accelerator() if accel == "auto" else accel
         self._environment = environment
 
     def launch(self, spec: VmSpec) -> Launch:
         if not isinstance(spec, QemuSpec):
             raise StartFailed(spec.id, f"spec is for driver {spec.driver}")
-        return Launch([*self._program.resolve(), *arguments(spec, self._accelerators)], self._environment)
+        return Launch([*self._program.resolve(), *arguments(spec, self._accelerator)], self._environment)
 
     def configure(self, spec: VmSpec) -> Conversation[None]:
         """Nothing to say: everything stood on the command line, and the guest runs as soon as the VMM does."""
@@ -64,12 +67,20 @@ class QemuDriver:
         return Claim(vm_id, _our_socket(words)) if vm_id else None
 
 
-def arguments(spec: QemuSpec, accelerators: Sequence[str]) -> Iterator[str]:
+def _usable_accelerator() -> str:
+    """KVM where the processor can and we may; never both, since QEMU falls back only if /dev/kvm does not open.
+
+    Inside some machines /dev/kvm opens although guests never get anywhere: there the processor's flag is missing.
+    """
+    flags = set(_CPU_INFO.read_text(encoding="ascii", errors="replace").split())
+    return "kvm" if flags & {"vmx", "svm"} and os.access(_KVM_DEVICE, os.R_OK | os.W_OK) else "tcg"
+
+
+def arguments(spec: QemuSpec, accelerator: str) -> Iterator[str]:
     """The command line of this VM, without the program. Relative paths mean the run directory."""
     yield from ("-name", spec.id, "-nodefaults", "-no-user-config", "-display", "none")
     yield from ("-machine", spec.machine, "-smp", str(spec.vcpus), "-m", str(spec.memory_mib))
-    for accelerator in accelerators:
-        yield from ("-accel", accelerator)
+    yield from ("-accel", accelerator)
     yield from ("-chardev", f"socket,id=qmp,path={SOCKET_NAME},server=on,wait=off", "-mon", "chardev=qmp,mode=control")
     yield from ("-chardev", f"file,id=console,path={CONSOLE},append=on", "-serial", "chardev:console")
     yield from ("-kernel", str(spec.kernel))

@@ -1,0 +1,302 @@
+"""Health checks and sweeps against fakes: batches, deadlines, and who is woken."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.support.builders import (
+    HOST,
+    NOW_MS,
+    a_health_policy,
+    a_lost_vm,
+    a_process,
+    a_spec,
+    a_vm,
+    an_episode,
+)
+from tests.support.fakes import FakeClock, FakeVmHost, FakeVmStore, RecordingTelemetry, RecordingWakeups, Wake
+from workers.domain.audit import EventKind
+from workers.domain.errors import StoreUnavailable
+from workers.domain.evidence import Evidence, Verdict
+from workers.domain.vm import Desired, Incarnation, State, VmRecord
+from workers.ports import Change, Take
+from workers.services.health import HealthChecks
+from workers.services.sweeps import OrphanDetection, Reconciliation
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = FakeClock(NOW_MS * 1000)
+        self.store = FakeVmStore(self.clock)
+        self.host = FakeVmHost(a_process())
+        self.wakeups, self.telemetry = RecordingWakeups(), RecordingTelemetry()
+        self.watched: dict[str, Incarnation] = {}
+        self.strays: list[dict[str, Any]] = []
+        self.silent: list[str] = []
+        self.bounded: list[str] = []
+        self.checks = HealthChecks(
+            self.store,
+            self.host,
+            self.wakeups,
+            self.telemetry,
+            host=HOST,
+            policy=a_health_policy(),
+            watch=self.watched.__setitem__,
+        )
+        self.orphans = OrphanDetection(
+            self.store,
+            self.host,
+            self.checks,
+            self.wakeups,
+            self.telemetry,
+            host=HOST,
+            detection_interval_ms=60_000,
+            bound_logs=self.bounded.append,
+        )
+        self.reconciliation = Reconciliation(
+            self.store,
+            self.host,
+            self.telemetry,
+            host_name=HOST,
+            put_strays=self._keep_strays,
+            silent_hosts=lambda: self.silent,
+        )
+
+    def _keep_strays(self, strays: Sequence[dict[str, Any]]) -> None:
+        self.strays = list(strays)
+
+    def put(self, *records: VmRecord) -> None:
+        self.store.write([Change(r.vm_id, 0, r, check_in_ms=0, spec=a_spec(r.vm_id)) for r in records])
+
+    def boot(self, vm_id: str = "vm-1", **changes: Any) -> VmRecord:
+        """A healthy VM with a live process."""
+        record = a_vm(vm_id, process=self.host.boot(vm_id).process, **changes)
+        self.put(record)
+        return record
+
+    def state(self, vm_id: str = "vm-1") -> State:
+        return self.store.rows[vm_id].record.state
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_batch_is_looked_at_and_written_together(world: World) -> None:
+    for number in range(20):
+        world.boot(f"vm-{number}")
+    world.host.kill("vm-7")
+    ids = [f"vm-{number}" for number in range(20)]
+
+    report = world.checks.check(ids)
+
+    assert report.verdicts == {Verdict.PASS: 19, Verdict.FAIL: 1}
+    assert world.state("vm-7") is State.ORPHANED
+    assert [wake.vm_id for wake in world.wakeups.recovers] == ["vm-7"]
+    assert set(world.watched) == set(ids) - {"vm-7"}
+    assert all(world.store.rows[vm_id].checked_ms == NOW_MS for vm_id in ids)
+
+
+def test_a_message_past_its_deadline_is_dropped(world: World) -> None:
+    world.boot()
+    world.host.kill("vm-1")
+    assert world.checks.check(["vm-1"], deadline_ms=NOW_MS - 1).late
+    assert world.state() is State.HEALTHY
+    assert not world.checks.check(["vm-1"], deadline_ms=NOW_MS).late
+    assert world.state() is State.ORPHANED
+
+
+def test_ids_that_are_unknown_or_of_another_host_are_left_out(world: World) -> None:
+    world.put(a_vm("vm-2", host="host-b"))
+    assert world.checks.check(["vm-1", "vm-2"]).checked == 0
+
+
+def test_the_wake_up_names_the_episode_and_the_attempt_it_is_for(world: World) -> None:
+    world.boot()
+    world.host.kill("vm-1")
+    world.checks.check(["vm-1"])
+    assert world.wakeups.recovers == [Wake("vm-1", f"vm-1@{NOW_MS}", 1, 0)]
+
+
+def test_a_record_that_changed_meanwhile_is_judged_once_more(world: World) -> None:
+    world.boot()
+    world.host.kill("vm-1")
+
+    def meanwhile(_changes: object) -> None:
+        world.store.before_write = lambda _again: None
+        row = world.store.rows["vm-1"]
+        row.record, row.rev = replace(row.record, desired=Desired.STOPPED), row.rev + 1
+
+    world.store.before_write = meanwhile
+    world.checks.check(["vm-1"])
+
+    assert world.state() is State.STOPPED
+    assert world.wakeups.recovers == []
+
+
+def test_a_verdict_on_an_older_process_is_dropped(world: World) -> None:
+    world.boot()
+    world.host.kill("vm-1")
+
+    def recovered_meanwhile(_changes: object) -> None:
+        world.store.before_write = lambda _again: None
+        row = world.store.rows["vm-1"]
+        row.record, row.rev = replace(row.record, process=world.host.boot("vm-1").process), row.rev + 1
+
+    world.store.before_write = recovered_meanwhile
+    world.checks.check(["vm-1"])
+
+    assert world.state() is State.HEALTHY
+    assert world.wakeups.recovers == []
+
+
+def test_a_death_told_by_the_kernel_is_written_and_woken_at_once(world: World) -> None:
+    record = world.boot()
+    assert record.process is not None
+    world.checks.processes_ended({"vm-1": (record.process, "signal 9")})
+
+    assert world.state() is State.ORPHANED
+    assert "signal 9" in world.store.events[-1].why
+    assert len(world.wakeups.recovers) == 1
+
+
+def test_the_death_of_an_older_incarnation_means_nothing(world: World) -> None:
+    world.boot()
+    world.checks.processes_ended({"vm-1": (a_process(pid=5), "signal 9"), "vm-9": (a_process(), None)})
+    assert world.state() is State.HEALTHY
+
+
+def test_a_death_during_an_attempt_is_the_attempts_own_business(world: World) -> None:
+    record = world.boot(state=State.RECOVERING, episode=an_episode(attempt=1, running=True))
+    assert record.process is not None
+    world.checks.processes_ended({"vm-1": (record.process, None)})
+    assert world.state() is State.RECOVERING
+
+
+def test_without_redis_nothing_is_judged(world: World) -> None:
+    world.boot()
+    world.store.away = True
+    with pytest.raises(StoreUnavailable):
+        world.checks.check(["vm-1"])
+
+
+def test_a_new_vm_asks_for_its_start_at_its_first_check(world: World) -> None:
+    world.put(a_vm(state=State.STARTING, process=None))
+    world.checks.check(["vm-1"])
+    assert world.wakeups.recovers == [Wake("vm-1")]
+    assert world.state() is State.STARTING
+
+
+def test_the_sweep_finds_a_death_that_nobody_told(world: World) -> None:
+    world.boot()
+    world.host.kill("vm-1")
+    report = world.orphans.sweep()
+    assert report.found_dead == 1
+    assert world.state() is State.ORPHANED
+    assert len(world.wakeups.recovers) == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "driven"),
+    [
+        (a_lost_vm(), True),
+        (a_lost_vm(episode=an_episode(attempt=1, next_attempt_ms=NOW_MS)), True),
+        (a_lost_vm(episode=an_episode(attempt=1, next_attempt_ms=NOW_MS + 1)), False),
+        (a_vm(state=State.RECOVERING, episode=an_episode(attempt=1, running=True)), True),
+        (a_vm(state=State.STARTING, process=None), True),
+        (a_vm(state=State.STARTING, process=None, episode=an_episode(attempt=1, running=True)), True),
+        (a_vm(state=State.FAILED, episode=an_episode(attempt=3)), False),
+        (a_lost_vm(desired=Desired.STOPPED), False),
+    ],
+)
+def test_the_sweep_drives_again_whatever_is_due(world: World, record: VmRecord, driven: bool) -> None:  # noqa: FBT001
+    world.put(record)
+    world.orphans.sweep()
+    assert bool(world.wakeups.recovers) is driven
+
+
+def test_the_sweep_leaves_an_attempt_with_a_live_lease_alone(world: World) -> None:
+    record = a_vm(state=State.RECOVERING, episode=an_episode(attempt=1, running=True))
+    world.put(record)
+    world.store.write([Change("vm-1", 1, record, take=Take("worker", 30_000))])
+    world.orphans.sweep()
+    assert world.wakeups.recovers == []
+
+
+def test_the_sweep_drives_a_stop_that_was_lost(world: World) -> None:
+    world.boot(desired=Desired.STOPPED)
+    world.orphans.sweep()
+    assert world.wakeups.stops == ["vm-1"]
+
+
+def test_a_vm_unhealthy_for_a_whole_interval_without_anybody_at_work_becomes_an_orphan(world: World) -> None:
+    world.boot(state=State.UNHEALTHY, since_ms=NOW_MS - 60_000, episode=an_episode())
+    world.orphans.sweep()
+    assert world.state() is State.ORPHANED
+
+
+def test_the_sweep_bounds_the_logs_of_every_vm(world: World) -> None:
+    world.boot("vm-1")
+    world.boot("vm-2")
+    world.orphans.sweep()
+    assert sorted(world.bounded) == ["vm-1", "vm-2"]
+
+
+def test_a_vmm_without_a_record_is_reported_once_and_left_alone(world: World) -> None:
+    world.host.boot("vm-9")
+    for _ in range(3):
+        world.reconciliation.sweep()
+
+    assert [event.kind for event in world.store.events] == [EventKind.STRAY]
+    assert [stray["vm_id"] for stray in world.strays] == ["vm-9"]
+    assert len(world.host.alive) == 1
+
+
+def test_a_vmm_beside_the_one_of_the_record_is_reported(world: World) -> None:
+    world.boot()
+    world.host.alive.clear()
+    world.host.boot("vm-1")
+    world.reconciliation.sweep()
+    assert [stray["vm_id"] for stray in world.strays] == ["vm-1"]
+
+
+def test_a_vmm_of_its_record_is_no_stray(world: World) -> None:
+    world.boot()
+    world.reconciliation.sweep()
+    assert world.strays == []
+
+
+def test_a_vm_that_fell_out_of_the_schedule_is_put_back(world: World) -> None:
+    world.boot()
+    world.store.rows["vm-1"].due_ms = None
+    world.reconciliation.sweep()
+    assert world.store.rows["vm-1"].due_ms == NOW_MS
+
+
+def test_the_vms_of_a_silent_host_are_unknown_and_nothing_is_started(world: World) -> None:
+    world.put(a_vm("vm-1", host="host-b"), a_lost_vm("vm-2", host="host-b"), a_vm("vm-3", host="host-c"))
+    world.silent = ["host-b"]
+
+    world.reconciliation.sweep()
+
+    assert world.state("vm-1") is State.UNKNOWN
+    assert world.state("vm-2") is State.ORPHANED
+    assert world.state("vm-3") is State.HEALTHY
+    assert world.wakeups.recovers == []
+
+
+def test_a_vm_whose_host_came_back_is_judged_again(world: World) -> None:
+    world.boot(state=State.UNKNOWN)
+    world.checks.check(["vm-1"])
+    assert world.state() is State.HEALTHY
+
+
+def test_an_inconclusive_look_is_told_and_changes_nothing(world: World) -> None:
+    world.boot()
+    world.host.evidence["vm-1"] = Evidence.MONITOR_FAULT
+    world.checks.check(["vm-1"])
+    assert world.telemetry.looks == [("vm-1", Evidence.MONITOR_FAULT)]
+    assert world.state() is State.HEALTHY
