@@ -71,7 +71,8 @@ class Outcome(StrEnum):
     DONE = "done"
     STALE = "stale"
     LEASED = "leased"
-    NO_SLOT = "no_slot"
+    NO_SLOT = "no_slot"  # and stands in line from now on
+    WAITING = "waiting"  # stood in line already
     SCHEMA = "schema"
     NOT_TRIED = "not_tried"
 

@@ -192,6 +192,8 @@ def test_slots_are_bounded_and_come_back_with_the_lease(store: VmStore, caps: di
     ]
     assert outcomes == [Outcome.DONE, Outcome.DONE, Outcome.NO_SLOT]
     assert not store.read(["vm-2"]).found["vm-2"].leased
+    again = only(store, Change("vm-2", 1, a_lost_vm("vm-2"), take=a_take("me-2", **caps)))
+    assert again is Outcome.WAITING
 
     written = store.write([Change("vm-0", 2, a_vm("vm-0"), held_by="me-0", release=True)])
 

@@ -1,5 +1,6 @@
 """A real host worker and beat on a real server, with short intervals: what an operator runs, in a test's folder."""
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from workers.specs import VmSpec, spec_from
 from workers.store.events import Entry
 
 REPOSITORY = Path(__file__).parents[2]
-HOST = TEST_HOST
+_numbers = itertools.count(1)
 
 SHORT = {
     "HEALTH_CHECK__INTERVAL": "500ms",
@@ -42,6 +43,8 @@ class Cluster:
     folder: Path
     server: EmbeddedServer
     extra: Mapping[str, str] = field(default_factory=dict)
+    host: str = field(default_factory=lambda: f"{TEST_HOST}-{next(_numbers)}")
+    worker: RunningProcess | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         own = {
-            "HOST": HOST,
+            "HOST": self.host,
             "STATE_DIR": str(self.state_dir),
             "IMAGE_ROOTS": str(self.folder / "images"),
             "REDIS__URL": self.server.url(0),
@@ -78,7 +81,7 @@ class Cluster:
         return {f"RELIABILITY_{name}": value for name, value in (SHORT | own | dict(self.extra)).items()}
 
     def start_worker(self, name: str = "worker", **extra: str) -> RunningProcess:
-        flags = ("--without-gossip", "--without-mingle", "-n", f"{name}@{HOST}")
+        flags = ("--without-gossip", "--without-mingle", "-n", f"{name}@{self.host}")
         return self._start(name, "worker", *flags, extra=extra)
 
     def start_beat(self) -> RunningProcess:
@@ -93,12 +96,12 @@ class Cluster:
     def serve(self) -> RunningProcess:
         """Start beat and one worker, and wait until it serves the host."""
         self.start_beat()
-        worker = self.start_worker()
-        worker.wait_for_log("this worker serves the host", timeout_s=20)
-        return worker
+        self.worker = self.start_worker()
+        self.worker.wait_for_log("this worker serves the host", timeout_s=20)
+        return self.worker
 
     def spec(self, vm_id: str, **fields: object) -> VmSpec:
-        plain = {"id": vm_id, "host": HOST, "driver": "firecracker", "kernel": str(self.kernel)}
+        plain = {"id": vm_id, "host": self.host, "driver": "firecracker", "kernel": str(self.kernel)}
         return spec_from(plain | fields)
 
     def apply(self, *specs: VmSpec) -> None:

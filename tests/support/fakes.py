@@ -94,7 +94,7 @@ class FakeVmStore:
             return None
         if holder not in (None, change.take.owner):
             return Outcome.LEASED
-        return None if self._has_slot(change, change.take) else Outcome.NO_SLOT
+        return None if self._has_slot(change, change.take) else self._stand_in_line(change)
 
     def _has_slot(self, change: Change, take: Take) -> bool:
         if take.per_fleet is None or take.per_host is None or change.after is None:
@@ -102,10 +102,13 @@ class FakeVmStore:
         busy = [row for row in self.rows.values() if row.slot_end_ms > self.clock.now_ms]
         others = [row for row in busy if row.record.vm_id != change.vm_id]
         here = [row for row in others if row.record.host == change.after.host]
-        if len(others) < take.per_fleet and len(here) < take.per_host:
-            return True
-        self.line.setdefault(change.vm_id, (9 - change.after.priority, self.clock.now_ms))
-        return False
+        return len(others) < take.per_fleet and len(here) < take.per_host
+
+    def _stand_in_line(self, change: Change) -> Outcome:
+        if change.vm_id in self.line or change.after is None:
+            return Outcome.WAITING
+        self.line[change.vm_id] = (9 - change.after.priority, self.clock.now_ms)
+        return Outcome.NO_SLOT
 
     def _apply(self, change: Change) -> None:
         self.events += change.events

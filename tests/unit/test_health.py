@@ -172,6 +172,15 @@ def test_a_vm_that_dies_again_too_soon_goes_on_with_its_episode_and_waits_for_it
     assert judgement.wake_in_ms == 25_000
 
 
+def test_a_first_start_is_no_recovery_to_go_on_with() -> None:
+    started = an_episode(reason=Reason.NOT_STARTED, attempt=1, end=EpisodeEnd.RECOVERED, ended_ms=NOW_MS - 5_000)
+    judgement = after(a_vm(episode=started), Evidence.PROCESS_ENDED)
+
+    assert judgement.record.open_episode is not None
+    assert judgement.record.open_episode.attempt == 0
+    assert judgement.wake_in_ms == 0
+
+
 def test_a_vm_that_was_stable_begins_a_new_episode() -> None:
     recovered = an_episode(attempt=2, end=EpisodeEnd.RECOVERED, ended_ms=NOW_MS - POLICY.stable_period_ms)
     judgement = after(a_vm(episode=recovered), Evidence.PROCESS_ENDED)

@@ -262,6 +262,7 @@ def test_who_finds_no_slot_waits_in_line_and_is_woken_by_who_frees_one() -> None
     world.recover(vm_id="vm-1")
 
     assert [wake.vm_id for wake in world.wakeups.recovers] == ["vm-2"]
+    assert [e.vm_id for e in world.store.events if e.kind is EventKind.DEFERRED] == ["vm-2"]
     assert isinstance(world.recover(vm_id="vm-2"), Finished)
     assert world.record("vm-2").episode is not None
     assert world.record("vm-2").episode.attempt == 1  # type: ignore[union-attr] # just checked
@@ -293,7 +294,7 @@ def test_a_stop_that_comes_during_the_start_wins_and_is_told(world: World) -> No
 
 def test_a_vm_forgotten_during_its_recovery_leaves_no_new_process(world: World) -> None:
     world.put(a_lost_vm())
-    world.host.during_start = lambda vm_id: world.store.rows.__delitem__(vm_id)
+    world.host.during_start = world.store.rows.__delitem__
 
     world.recover()
 

@@ -145,9 +145,15 @@ def _next_episode(record: VmRecord, reason: Reason, now_ms: int, stable_period_m
     last = record.episode
     if last is not None and last.is_open:
         return last
-    if last is not None and last.end is EpisodeEnd.RECOVERED and now_ms - last.ended_ms < stable_period_ms:
+    if last is not None and _is_unstable_since(last, now_ms, stable_period_ms):
         return replace(last, reason=reason, end=None, ended_ms=0, running=False)
     return Episode(id=f"{record.vm_id}@{now_ms}", reason=reason, started_ms=now_ms)
+
+
+def _is_unstable_since(last: Episode, now_ms: int, stable_period_ms: int) -> bool:
+    """A first start is no recovery: a VM that dies soon after it begins an episode of its own."""
+    recovered = last.end is EpisodeEnd.RECOVERED and last.reason is not Reason.NOT_STARTED
+    return recovered and now_ms - last.ended_ms < stable_period_ms
 
 
 def withdraw(record: VmRecord, now_ms: int) -> VmRecord:

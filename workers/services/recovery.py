@@ -172,10 +172,12 @@ class Recovery:
 
     def _postpone(self, record: VmRecord, wake: WakeUp, why: str) -> RetryIn:
         """Nothing is decided and no attempt is spent; the sweeps look again too."""
-        postponed = event(EventKind.DEFERRED, record, actor=wake.actor, why=why)
-        self._store.note([postponed])
-        self._telemetry.decided([postponed])
+        self._tell(event(EventKind.DEFERRED, record, actor=wake.actor, why=why))
         return RetryIn(min(self._policy.retry_interval_ms, 5000), wake, why)
+
+    def _tell(self, event_: Event) -> None:
+        self._store.note([event_])
+        self._telemetry.decided([event_])
 
     def _keep(self, stored: Stored, running: Running | None, process: Incarnation, snapshot: Snapshot) -> Result | None:
         """The VM serves: healthy again, or a VMM the record did not know is taken over."""
@@ -200,8 +202,9 @@ class Recovery:
                 attempt = self._attempt(after.vm_id, owner, asked_at)
                 return self._carry_out(attempt, after, running, wake)
             case Outcome.NO_SLOT:
-                waits = event(EventKind.DEFERRED, stored.record, actor=wake.actor, why="no free recovery slot")
-                self._telemetry.decided([waits])
+                self._tell(event(EventKind.DEFERRED, stored.record, actor=wake.actor, why="no free recovery slot"))
+                return Waiting()
+            case Outcome.WAITING:
                 return Waiting()
             case Outcome.LEASED:
                 return self._ignore(after.vm_id, "an attempt is in flight")

@@ -51,6 +51,10 @@ class Registry:
                 return plan.result
         raise ApplyRefused(["the records keep changing; nothing was written, try again"])
 
+    def preview(self, specs: Sequence[VmSpec]) -> dict[str, Applied]:
+        """Say what `apply` would do, and do nothing. Raises ApplyRefused, StoreUnavailable."""
+        return self._plan(specs, self._store.read([spec.id for spec in specs])).result
+
     def _wake(self, changes: Sequence[Change]) -> None:
         for change in changes:
             record = change.after

@@ -1,6 +1,7 @@
 """The VmStore port on Redis."""
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -87,6 +88,17 @@ class RedisVmStore:
         except ValueError as error:
             raise UnreadableRecord(vm_id, str(error)) from error
 
+    def specs(self, vm_ids: Collection[str]) -> dict[str, VmSpec]:
+        """Return the specs that can be read, for lists."""
+        with translated():
+            reply = self._read(keys=[self._keys.vm(vm_id) for vm_id in vm_ids], args=["spec"])
+        found: dict[str, VmSpec] = {}
+        for vm_id, row in zip(vm_ids, reply[2:], strict=True):
+            with suppress(ValueError):
+                _check_version(row[0])
+                found[vm_id] = parse_spec(row[6] or b"")
+        return found
+
     def unscheduled(self, vm_ids: Sequence[str]) -> list[str]:
         if not vm_ids:
             return []
@@ -110,6 +122,15 @@ class RedisVmStore:
                 pipe.scard(self._keys.in_state(state))
             sizes = cast("list[int]", pipe.execute())
         return {state: size for state, size in zip(State, sizes, strict=True) if size}
+
+    def host_sizes(self, hosts: Sequence[str]) -> dict[str, int]:
+        """How many VMs each of these hosts has."""
+        with translated():
+            pipe = self._client.pipeline(transaction=False)
+            for host in hosts:
+                pipe.scard(self._keys.of_host(host))
+            sizes = cast("list[int]", pipe.execute())
+        return dict(zip(hosts, sizes, strict=True))
 
     def renew(self, vm_id: str, owner: str, ttl_ms: int) -> bool:
         keys = self._keys

@@ -2,36 +2,45 @@
 
 from collections.abc import Sequence
 
+import structlog
+
 from workers.specs import check_vm_id
 
 _MOST_IDS = 5000
 
 
+_log = structlog.get_logger(component="tasks")
+
+
 class BadArgument(ValueError):
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"argument {name}: {why}")
+    """One text as its only argument: Celery rebuilds exceptions from what they were made of."""
+
+
+def _refused(name: str, why: str) -> BadArgument:
+    _log.warning("task refused", argument=name, why=why)
+    return BadArgument(f"argument {name}: {why}")
 
 
 def vm_id_of(value: object, name: str = "vm_id") -> str:
     try:
         return check_vm_id(value)
     except ValueError as error:
-        raise BadArgument(name, str(error)) from error
+        raise _refused(name, str(error)) from error
 
 
 def vm_ids_of(value: object) -> Sequence[str]:
     if not isinstance(value, list) or not 0 < len(value) <= _MOST_IDS:
-        raise BadArgument("vm_ids", f"must be a list of 1 to {_MOST_IDS} ids")
+        raise _refused("vm_ids", f"must be a list of 1 to {_MOST_IDS} ids")
     return [vm_id_of(item, "vm_ids") for item in value]
 
 
 def number_of(value: object, name: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    raise BadArgument(name, f"must be a whole number, got {type(value).__name__}")
+    raise _refused(name, f"must be a whole number, got {type(value).__name__}")
 
 
 def text_of(value: object, name: str, most: int = 200) -> str | None:
     if value is None or (isinstance(value, str) and len(value) <= most and value.isprintable()):
         return value
-    raise BadArgument(name, f"must be printable text of at most {most} characters")
+    raise _refused(name, f"must be printable text of at most {most} characters")

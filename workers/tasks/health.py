@@ -3,10 +3,10 @@
 from workers import queues
 from workers.app import app
 from workers.bootstrap import host_runtime
-from workers.tasks.arguments import number_of, vm_ids_of
+from workers.tasks.arguments import BadArgument, number_of, vm_ids_of
 
 
-@app.task(name=queues.CHECK_VMS, send_events=False)  # type: ignore[untyped-decorator] # Celery is untyped
+@app.task(throws=(BadArgument,), name=queues.CHECK_VMS, send_events=False)  # type: ignore[untyped-decorator] # Celery is untyped
 def check_vms(vm_ids: list[str], deadline_ms: int | None = None) -> None:
     """Check these VMs unless server time has passed `deadline_ms`."""
     ids, deadline = vm_ids_of(vm_ids), number_of(deadline_ms, "deadline_ms")

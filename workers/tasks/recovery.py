@@ -7,12 +7,12 @@ from workers.app import app
 from workers.bootstrap import host_runtime
 from workers.domain.recovery import WakeUp
 from workers.services.recovery import ForHost, Result, RetryIn
-from workers.tasks.arguments import number_of, text_of, vm_id_of
+from workers.tasks.arguments import BadArgument, number_of, text_of, vm_id_of
 
 SYSTEM, MANUAL = "system", "manual"
 
 
-@app.task(name=queues.RECOVER_VM, bind=True, send_events=True, max_retries=None)  # type: ignore[untyped-decorator] # Celery is untyped
+@app.task(throws=(BadArgument,), name=queues.RECOVER_VM, bind=True, send_events=True, max_retries=None)  # type: ignore[untyped-decorator] # Celery is untyped
 def recover_vm(
     self: Any,
     vm_id: str,
@@ -35,7 +35,7 @@ def recover_vm(
     return _follow(self, checked, host_runtime().recover(checked, wake))
 
 
-@app.task(name=queues.STOP_VM, bind=True, send_events=True, max_retries=None)  # type: ignore[untyped-decorator] # Celery is untyped
+@app.task(throws=(BadArgument,), name=queues.STOP_VM, bind=True, send_events=True, max_retries=None)  # type: ignore[untyped-decorator] # Celery is untyped
 def stop_vm(self: Any, vm_id: str) -> str:
     """Bring down a VM whose record says that it is to be stopped."""
     checked = vm_id_of(vm_id)

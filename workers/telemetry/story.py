@@ -16,6 +16,8 @@ _TRANSITIONS = {
     State.ORPHANED: ("warning", "orphaned vm detected"),
     State.FAILED: ("error", "vm recovery failed completely"),
 }
+# What is known already, or dealt with, is not said again at every check.
+_SETTLED = frozenset({State.ORPHANED, State.RECOVERING, State.FAILED, State.STOPPED})
 _KINDS = {
     EventKind.ATTEMPT_STARTED: ("info", "attempting vm recovery"),
     EventKind.ATTEMPT_FAILED: ("warning", "vm recovery attempt failed"),
@@ -46,7 +48,9 @@ class LogTelemetry:
             "detail": seen.detail,
             "state": str(record.state),
         }
-        if ruling.verdict is Verdict.INCONCLUSIVE:
+        if record.state in _SETTLED:
+            _log.debug("vm still fails its health check", component="health_check", **fields)
+        elif ruling.verdict is Verdict.INCONCLUSIVE:
             _log.info("vm health check inconclusive", component="health_check", **fields)
         else:
             _log.warning("vm health check failed", component="health_check", reason=str(ruling.reason), **fields)

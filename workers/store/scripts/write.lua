@@ -25,7 +25,7 @@ end
 local function stand_in_line(c)
   local score = (9 - c.priority) * 1e13 + now
   redis.call('ZADD', line, 'NX', score, c.id)
-  redis.call('ZADD', host_line(c.host), 'NX', score, c.id)
+  return redis.call('ZADD', host_line(c.host), 'NX', score, c.id) == 1
 end
 
 local function refusal(c)
@@ -38,8 +38,7 @@ local function refusal(c)
   if c.take then
     if holder and holder ~= c.take.owner then return 'leased' end
     if not free_slot(c) then
-      stand_in_line(c)
-      return 'no_slot'
+      return stand_in_line(c) and 'no_slot' or 'waiting'
     end
   end
   return nil
