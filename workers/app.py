@@ -53,7 +53,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100, and the worker ends
         "broker_connection_timeout": 3,
-        "broker_pool_limit": 4,
+        "broker_pool_limit": 16,
         "control_queue_expires": 60,
     }
 

@@ -179,6 +179,7 @@ def build_host_runtime(settings: Settings, wakeups: Wakeups) -> HostRuntime:
         stop_grace_s=settings.recovery.stop_grace.total_seconds(),
         start_timeout_s=settings.recovery.start_timeout.total_seconds(),
         known_pids=watcher.pids_of_others,
+        cgroup=settings.vm_cgroup,
     )
     checks = HealthChecks(
         store, prober, wakeups, telemetry, host=host, policy=health_policy(settings), watch=watcher.watch

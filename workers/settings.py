@@ -113,7 +113,7 @@ class Worker(_Section):
 
 
 class Beat(_Section):
-    max_interval: Annotated[Duration, between("10ms", "1m")] = timedelta(seconds=1)
+    max_interval: Annotated[Duration, between("10ms", "1m")] = timedelta(milliseconds=250)
     claim_limit: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
 
 
@@ -155,6 +155,8 @@ class Settings(_Section):
     state_dir: Folder
     enabled: bool = True
     image_roots: Roots = Field(default_factory=lambda so_far: (so_far["state_dir"] / "images",))
+    # A cgroup v2 folder that VMMs are moved to, so that a service manager which ends the worker's cgroup spares them.
+    vm_cgroup: Folder | None = None
     profile: Literal["default", "fast"] = "default"
     reconcile_interval: Interval = timedelta(minutes=5)
     allow_data_loss: bool = False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.support.hosts import TEST_HOST, LocalHost, holders, local_host, no_check
 from tests.support.processes import wait_until
 from workers.domain.errors import GuardBusy, Paused, StaleGeneration, StartFailed, StopFailed
@@ -351,3 +352,26 @@ def test_a_vmm_of_another_host_by_name_on_the_same_machine_is_left_alone(host: L
         ours = host.start("vm-1")
         assert is_alive(theirs)
         assert is_alive(ours)
+
+
+def test_a_vmm_is_moved_to_its_cgroup(tmp_path: Path) -> None:
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    roots = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2" and os.access(fields[1], os.W_OK)]
+    require("a cgroup v2 that tests may write", bool(roots), "run as root with /sys/fs/cgroup mounted read-write")
+    cgroup = roots[0] / f"reliability-test-{os.getpid()}"
+    cgroup.mkdir()
+    try:
+        with local_host(tmp_path, cgroup=cgroup) as host:
+            process = host.start()
+            assert str(process.pid) in (cgroup / "cgroup.procs").read_text().split()
+            host.fence(process)
+    finally:
+        wait_until(lambda: not (cgroup / "cgroup.procs").read_text(), what="the cgroup to be empty")
+        cgroup.rmdir()
+
+
+def test_a_cgroup_that_cannot_be_used_fails_the_start_before_there_is_a_process(tmp_path: Path) -> None:
+    with local_host(tmp_path, cgroup=tmp_path / "missing") as host:
+        with pytest.raises(StartFailed, match="vm_cgroup"):
+            host.start()
+        assert holders(host.files.locks) == []

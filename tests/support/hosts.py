@@ -64,6 +64,7 @@ def local_host(
     start_timeout_s: float = 5.0,
     binary: str = "standin",
     host_name: str = TEST_HOST,
+    cgroup: Path | None = None,
 ) -> Iterator[LocalHost]:
     """Yield a host; ends every VMM that holds one of its locks, or runs in its folders, at the end."""
     for name in ("images", "faults"):
@@ -82,6 +83,7 @@ def local_host(
         image_roots=[folder / "images"],
         stop_grace_s=stop_grace_s,
         start_timeout_s=start_timeout_s,
+        cgroup=cgroup,
     )
     try:
         yield LocalHost(folder, files, drivers, vantage, vmms, kernel)

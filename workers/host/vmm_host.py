@@ -34,6 +34,7 @@ class LocalVmmHost:
         image_roots: Sequence[Path],
         stop_grace_s: float,
         start_timeout_s: float,
+        cgroup: Path | None = None,
         known_pids: Callable[[str], Collection[int]] = lambda _vm_id: (),
     ) -> None:
         self._files, self._drivers, self._vantage = files, drivers, vantage
@@ -41,7 +42,7 @@ class LocalVmmHost:
         self._environment = {"PATH": os.defpath, "LANG": "C.UTF-8", HOST_VARIABLE: host_name}
         self._image_roots = image_roots
         self._stop_grace_s, self._start_timeout_s = stop_grace_s, start_timeout_s
-        self._known_pids = known_pids
+        self._known_pids, self._cgroup = known_pids, cgroup
 
     def inventory(self) -> list[Running]:
         return self._inventory.all()
@@ -148,7 +149,11 @@ class LocalVmmHost:
 
     def _exec(self, vm_id: str, launch: Launch, run: Run, lock_fd: int) -> Incarnation:
         """Start the VMM in its own session, with the lock as stdin and append-only logs, and write its identity."""
-        with append_only(run.path / CONSOLE) as console, append_only(run.path / VMM_LOG) as log:
+        with (
+            append_only(run.path / CONSOLE) as console,
+            append_only(run.path / VMM_LOG) as log,
+            self._members_of_cgroup(vm_id) as members,
+        ):
             try:
                 child = subprocess.Popen(
                     launch.argv,
@@ -161,6 +166,8 @@ class LocalVmmHost:
                 )
             except OSError as error:
                 raise StartFailed(vm_id, f"{launch.argv[0]}: {error.strerror}") from error
+            if members is not None:
+                os.write(members, str(child.pid).encode())
         # It outlives us on purpose, and whoever sees its pidfd end reaps it: Popen must neither warn nor wait.
         child.returncode = 0
         # Nobody else reaps it, so even if it has ended already its entry still tells who it was.
@@ -171,6 +178,22 @@ class LocalVmmHost:
         process = Incarnation(child.pid, stat.start_ticks, vantage.boot_id, vantage.machine_id, vantage.pid_ns)
         run.write_process(process)
         return process
+
+    @contextlib.contextmanager
+    def _members_of_cgroup(self, vm_id: str) -> Iterator[int | None]:
+        """The file that takes a process over into the cgroup of VMMs, opened before there is a process to move."""
+        if self._cgroup is None:
+            yield None
+            return
+        try:
+            fd = os.open(self._cgroup / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            why = f"vm_cgroup {self._cgroup}: {error.strerror}; create it and let the worker write its cgroup.procs"
+            raise StartFailed(vm_id, why) from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager

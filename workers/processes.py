@@ -1,0 +1,139 @@
+"""Starts the plain Celery programs of this project in this process, with the options they need here.
+
+What they do is decided in `agent`, `tasks` and `beat`; that they can be asked to end from their first moment on is up
+to the caller.
+"""
+
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import warnings
+from types import FrameType
+from typing import Any
+
+import structlog
+from celery.apps.worker import Worker
+from celery.platforms import SecurityWarning
+
+from workers.app import SETTINGS, app
+from workers.domain.errors import ReliabilityError
+from workers.host.rundir import HostFiles
+from workers.settings import Flower, Settings
+from workers.telemetry.logging import configure_logging
+
+_log = structlog.get_logger()
+
+_HEARTBEAT_S = 30  # each one goes to everybody who listens to events
+_FLOWER_DEFAULTS = {"FLOWER_MAX_TASKS": "20000", "FLOWER_PURGE_OFFLINE_WORKERS": "600"}
+_FLOWER_AUTH = ("FLOWER_BASIC_AUTH", "FLOWER_AUTH")
+
+
+class CannotStart(ReliabilityError):
+    """The text says which setting to change."""
+
+
+class _HostWorker(Worker):  # type: ignore[misc] # Celery is untyped
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Make the first Ctrl-C what SIGTERM is; a second one is less patient."""
+        super().install_platform_tweaks(worker)
+
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGINT, signal.getsignal(signal.SIGQUIT))
+            finish = signal.getsignal(signal.SIGTERM)
+            if callable(finish):
+                finish(number, frame)
+
+        signal.signal(signal.SIGINT, interrupted)
+
+
+def run_worker() -> int:
+    """Run the worker of this host until it is asked to end; returns the exit status. Raises CannotStart."""
+    _prepare_state_dir(SETTINGS)
+    # VMMs mostly need root, and nothing but JSON is ever unpickled here.
+    warnings.simplefilter("ignore", SecurityWarning)
+    worker = _HostWorker(
+        app=app,
+        pool="threads",
+        concurrency=SETTINGS.worker.concurrency,
+        hostname=f"{SETTINGS.host}@{socket.gethostname()}",
+        loglevel=SETTINGS.log.level.upper(),
+        without_gossip=True,
+        without_mingle=True,
+        heartbeat_interval=_HEARTBEAT_S,
+        quiet=not sys.stdout.isatty(),
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _prepare_state_dir(settings: Settings) -> None:
+    try:
+        HostFiles(settings.state_dir).prepare()
+    except OSError as error:
+        raise CannotStart(
+            f"state_dir {settings.state_dir} cannot be used: {error.strerror}; make it writable or set another"
+        ) from error
+
+
+def run_beat() -> int:
+    """Run a beat until it is asked to end; returns the exit status."""
+    app.Beat(loglevel=SETTINGS.log.level.upper(), quiet=not sys.stdout.isatty()).run()
+    return 0
+
+
+def run_flower(*, address: str | None = None, port: int | None = None) -> int:
+    """Run Flower until it is asked to end; returns the exit status. Raises CannotStart."""
+    configure_logging(SETTINGS.log.level, SETTINGS.log.format)
+    flower = SETTINGS.flower
+    address, port = address or flower.address, port or flower.port
+    _hand_over_password(flower)
+    _check_access(address)
+    _log.info("flower starts", component="flower", url=f"http://{address}:{port}")
+    try:
+        app.start(["--quiet", "flower", *_flower_options(address, port)])
+    except OSError as error:
+        raise CannotStart(f"{address}:{port} cannot be listened on: {error.strerror}; set flower.port") from error
+    return 0
+
+
+def _hand_over_password(flower: Flower) -> None:
+    """By this process's environment: a command line can be read by every user of the machine."""
+    for name, value in _FLOWER_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if flower.basic_auth is not None:
+        os.environ["FLOWER_BASIC_AUTH"] = flower.basic_auth.get_secret_value()
+
+
+def _check_access(address: str) -> None:
+    if any(os.environ.get(name) for name in _FLOWER_AUTH):
+        return
+    if not _is_loopback(address):
+        raise CannotStart(
+            f"flower.address {address} without a password would give everybody the controls: "
+            "set flower.basic_auth to user:password, or use 127.0.0.1"
+        )
+    _log.warning(
+        "flower has no password: every user of this machine can use its pages, and its API stays closed; "
+        "set flower.basic_auth",
+        component="flower",
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _flower_options(address: str, port: int) -> list[str]:
+    return [
+        f"--address={address}",
+        f"--port={port}",
+        # Or it switches on the events of all tasks of all workers every five seconds, health checks among them.
+        "--enable_events=False",
+        "--persistent=False",
+        "--logging=none",  # ours is set up already
+    ]
