@@ -196,7 +196,8 @@ class VmHost(Protocol):
     def fence(self, vm_id: str, process: Incarnation, *, before_signal: Renew) -> str:
         """SIGTERM, grace, SIGKILL, through a pidfd whose identity was checked; returns how it ended.
 
-        Gone already is fine. `before_signal` is called before each signal. Raises StopFailed.
+        Gone already is fine. `before_signal` is called before each signal. Raises StopFailed, also where the process
+        is no VMM of this VM, whatever the record says.
         """
         ...
 

@@ -175,6 +175,22 @@ def test_a_recycled_pid_is_never_signalled(host: LocalHost) -> None:
         innocent.communicate()
 
 
+def test_a_process_that_is_no_vmm_is_never_signalled_whatever_the_record_says(host: LocalHost) -> None:
+    innocent = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        named = incarnation_of(innocent.pid, host.vantage)
+        assert named is not None
+        with pytest.raises(StopFailed, match="no VMM of this vm"):
+            host.fence(named)
+        with pytest.raises(StopFailed, match="no VMM of this vm"):
+            host.fence(host.start("vm-2"), "vm-1")
+        assert innocent.poll() is None
+        assert [vm_id for _, vm_id in holders(host.files.locks)] == ["vm-2"]
+    finally:
+        innocent.kill()
+        innocent.communicate()
+
+
 @pytest.mark.parametrize("elsewhere", [{"machine_id": "another"}, {"pid_ns": 1}])
 def test_a_process_of_another_place_is_never_signalled(host: LocalHost, elsewhere: dict[str, str | int]) -> None:
     process = host.start()

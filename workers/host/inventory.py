@@ -28,6 +28,10 @@ class Inventory:
     def find(self, vm_id: str, *, known_pids: Collection[int] = ()) -> list[Running]:
         return [running for running in self.all(known_pids=known_pids) if running.vm_id == vm_id]
 
+    def is_vmm_of(self, pid: int, vm_id: str) -> bool:
+        """Whether this process is, by its lock or its own words, a VMM of this VM."""
+        return any(running.vm_id == vm_id for running in self._look(pid))
+
     def _look(self, pid: int) -> Iterator[Running]:
         try:
             guarded = self._guarded_id(pid)

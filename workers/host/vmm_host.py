@@ -12,7 +12,7 @@ from workers.domain.vm import Incarnation, Vantage
 from workers.host.bringup import NewVmm
 from workers.host.identity import look_at, read_stat
 from workers.host.inventory import HOST_VARIABLE, Inventory
-from workers.host.pidfd import exit_cause, pidfd_of, terminate
+from workers.host.pidfd import exit_cause, pidfd_of, terminate, wait_end
 from workers.host.rundir import CONSOLE, VMM_LOG, HostFiles, Run
 from workers.ports import Renew, Running
 from workers.specs import VmSpec, check_images, dump_spec
@@ -84,6 +84,8 @@ class LocalVmmHost:
         with pidfd_of(process, self._vantage) as fd:
             if fd is None:
                 return self.end_of(vm_id, process) or "gone already"
+            if not wait_end(fd, 0) and not self._inventory.is_vmm_of(process.pid, vm_id):
+                raise StopFailed(vm_id, f"pid {process.pid} is no VMM of this vm; nothing was signalled")
             try:
                 terminate(fd, process, grace_s=self._stop_grace_s, before_signal=allowed)
             except StopFailed as error:
