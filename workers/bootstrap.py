@@ -72,6 +72,7 @@ def recovery_policy(settings: Settings) -> RecoveryPolicy:
         start_timeout_ms=_ms(recovery.start_timeout),
         per_host=recovery.per_host,
         per_fleet=recovery.per_fleet,
+        allow_data_loss=settings.allow_data_loss,
     )
 
 

@@ -363,6 +363,39 @@ def test_a_vmm_that_cannot_be_killed_is_never_doubled(world: World) -> None:
     assert not world.store.read(["vm-1"]).found["vm-1"].leased
 
 
+def test_a_stop_during_an_attempt_that_cannot_fence_claims_nothing(world: World) -> None:
+    stuck = world.host.boot("vm-1", hung=True, unkillable=True)
+    world.put(a_lost_vm(state=State.UNHEALTHY, process=stuck.process))
+    world.host.during_fence = lambda _vm_id: world.update(desired=Desired.STOPPED)
+
+    world.recover()
+
+    assert list(world.host.alive) == [stuck.process.pid]
+    assert world.record().state is not State.STOPPED
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_ephemeral_disks_are_started_again_only_where_their_loss_is_allowed(allowed: bool) -> None:  # noqa: FBT001
+    world = World(allow_data_loss=allowed)
+    hung = world.host.boot("vm-1", hung=True)
+    world.put(a_lost_vm(state=State.UNHEALTHY, process=hung.process))
+    world.store.rows["vm-1"].spec = a_spec(durability={"disks": "ephemeral"})
+
+    result = world.recover()
+
+    assert isinstance(result, Finished)
+    assert result.state is (State.HEALTHY if allowed else State.FAILED)
+    assert (hung.process.pid in world.host.alive) is not allowed
+    assert allowed or "allow_data_loss" in result.why
+
+
+def test_the_first_start_of_a_vm_with_ephemeral_disks_loses_nothing(world: World) -> None:
+    world.put(a_vm(state=State.STARTING, process=None))
+    world.store.rows["vm-1"].spec = a_spec(durability={"disks": "ephemeral"})
+    world.recover()
+    assert world.record().state is State.HEALTHY
+
+
 def test_a_vm_of_another_host_is_forwarded(world: World) -> None:
     world.put(a_lost_vm(host="host-b"))
     assert world.recover() == ForHost("host-b")

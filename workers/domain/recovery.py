@@ -26,6 +26,7 @@ class RecoveryPolicy:
     start_timeout_ms: int
     per_host: int
     per_fleet: int
+    allow_data_loss: bool = False
 
     def backoff_ms(self, attempt: int, jitter: float = 0.0) -> int:
         return delay_ms(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from workers.domain.audit import Event, EventKind, event
 from workers.domain.errors import ReliabilityError, StoreUnavailable
 from workers.domain.health import stopped
-from workers.domain.recovery import ACTOR, RecoveryPolicy, fail_attempt, succeed
+from workers.domain.recovery import ACTOR, RecoveryPolicy, fail, fail_attempt, succeed
 from workers.domain.vm import Desired, Incarnation, VmRecord
 from workers.ports import Change, Outcome, Stored, Telemetry, VmStore, Wakeups
 
@@ -93,6 +93,11 @@ class Attempt:
         return self._finish(
             lambda record, now_ms: fail_attempt(record, error, self._policy, now_ms=now_ms, jitter=jitter)
         )
+
+    def give_up(self, why: str) -> VmRecord:
+        """Write that no further attempt can help. Raises Withdrawn, LeaseLost."""
+        after, _ = self._finish(lambda record, now_ms: fail(record, why, now_ms=now_ms))
+        return after
 
     def _finish(self, decide: Callable[[VmRecord, int], tuple[VmRecord, Event]]) -> tuple[VmRecord, int]:
         while True:

@@ -31,13 +31,17 @@ from workers.domain.recovery import (
     gate,
     succeed,
 )
-from workers.domain.vm import Desired, Incarnation, State, VmRecord
+from workers.domain.vm import Desired, Incarnation, Reason, State, VmRecord
 from workers.ports import Change, Outcome, Prober, Running, Snapshot, Stored, Take, Telemetry, VmHost, VmStore, Wakeups
 from workers.services.attempt import Attempt, LeaseLost, Withdrawn
+from workers.specs import VmSpec
 
 # A record that changes under our eyes is read again this often before the message is given up to the next sweep.
 _TRIES = 5
 _BUSY_MS = 200
+_WOULD_LOSE_DATA = (
+    "its disks are ephemeral: starting it again would lose their data; set allow_data_loss, then `reliability recover`"
+)
 _LOST_ATTEMPT = "the worker of this attempt went away"
 
 
@@ -226,8 +230,14 @@ class Recovery:
         vm_id = record.vm_id
         new: Incarnation | None = None
         try:
+            spec = self._store.spec(vm_id)
+            if self._would_lose_data(record, spec):
+                return Finished(attempt.give_up(_WOULD_LOSE_DATA).state, _WOULD_LOSE_DATA)
             self._fence(attempt, record, running)
-            new = self._start(attempt, record)
+            attempt.keep()
+            new = self._host.start(
+                spec, record.generation, before_exec=attempt.still_wanted, while_waiting=attempt.keep
+            )
             after = attempt.commit(new, f"pid {new.pid} serves, generation {record.generation}")
         except (StartFailed, StopFailed, GuardBusy, StaleGeneration, Paused, UnreadableRecord, UnknownVm) as error:
             return self._failed(attempt, vm_id, str(error), wake)
@@ -245,10 +255,10 @@ class Recovery:
         for process in targets:
             self._host.fence(record.vm_id, process, before_signal=attempt.keep)
 
-    def _start(self, attempt: Attempt, record: VmRecord) -> Incarnation:
-        attempt.keep()
-        spec = self._store.spec(record.vm_id)
-        return self._host.start(spec, record.generation, before_exec=attempt.still_wanted, while_waiting=attempt.keep)
+    def _would_lose_data(self, record: VmRecord, spec: VmSpec) -> bool:
+        """The same persistent disks may always be started again; ephemeral ones start empty, which is a loss."""
+        first_start = record.episode is not None and record.episode.reason is Reason.NOT_STARTED
+        return spec.durability.disks == "ephemeral" and not first_start and not self._policy.allow_data_loss
 
     def _failed(self, attempt: Attempt, vm_id: str, error: str, wake: WakeUp) -> Result:
         try:
@@ -264,12 +274,13 @@ class Recovery:
         return RetryIn(episode.next_attempt_ms - now_ms, again, error)
 
     def _withdraw(self, attempt: Attempt, vm_id: str, new: Incarnation | None, why: str) -> Result:
-        """A stop came meanwhile and wins: what was started is stopped again."""
+        """A stop came meanwhile and wins: what was started, or could not be fenced before, is stopped again."""
         try:
-            if new is not None:
-                self._host.fence(vm_id, new, before_signal=attempt.keep)
+            running = self._host.running(vm_id)
+            if running is not None and running.guarded:
+                self._host.fence(vm_id, running.process, before_signal=attempt.keep)
             attempt.end_stopped(why, started_meanwhile=new is not None)
-        except (LeaseLost, StoreUnavailable, StopFailed, Paused) as error:
+        except (LeaseLost, StoreUnavailable, StopFailed, Paused, GuardBusy) as error:
             return self._ignore(vm_id, str(error))
         return Finished(State.STOPPED, why)
 
