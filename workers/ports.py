@@ -187,6 +187,10 @@ Renew = Callable[[], None]
 class VmHost(Protocol):
     """The processes of this host. Every method may raise Paused where it would signal or spawn."""
 
+    def check_kill_switch(self) -> None:
+        """Raises Paused while an operator has stopped every signal and spawn on this host."""
+        ...
+
     def running(self, vm_id: str) -> Running | None:
         """Return the live VMM of this VM, by its lock first, else by what stands in /proc."""
         ...

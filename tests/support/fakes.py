@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workers.domain.audit import Event
-from workers.domain.errors import GuardBusy, StartFailed, StopFailed, StoreUnavailable, UnknownVm
+from workers.domain.errors import GuardBusy, Paused, StartFailed, StopFailed, StoreUnavailable, UnknownVm
 from workers.domain.evidence import Evidence, Observation
 from workers.domain.vm import Incarnation, State, VmRecord
 from workers.ports import Change, Outcome, Renew, Running, Snapshot, Stored, Take, Written
@@ -223,6 +223,7 @@ class FakeVmHost:
         self.alive: dict[int, FakeVmm] = {}
         self.started: list[tuple[str, int]] = []
         self.refuse_starts = 0
+        self.paused = False
         self.doubled: list[str] = []
         self.evidence: dict[str, Evidence] = {}
         self.during_start: Callable[[str], None] = lambda _vm_id: None
@@ -242,6 +243,10 @@ class FakeVmHost:
 
     def _of(self, vm_id: str) -> FakeVmm | None:
         return next((vmm for vmm in self.alive.values() if vmm.vm_id == vm_id), None)
+
+    def check_kill_switch(self) -> None:
+        if self.paused:
+            raise Paused("PAUSE")
 
     def running(self, vm_id: str) -> Running | None:
         vmm = self._of(vm_id)

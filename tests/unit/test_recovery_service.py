@@ -160,6 +160,19 @@ def test_what_we_cannot_judge_is_left_alone_and_costs_no_attempt(world: World, e
     assert world.record().episode == a_lost_vm().episode
 
 
+def test_a_paused_host_does_nothing_and_spends_no_attempt(world: World) -> None:
+    world.put(a_lost_vm())
+    world.host.paused = True
+
+    assert isinstance(world.recover(), Ignored)
+
+    assert world.host.started == []
+    assert world.record() == a_lost_vm()
+    assert world.kinds() == [EventKind.DEFERRED]
+    world.host.paused = False
+    assert isinstance(world.recover(), Finished)
+
+
 def test_a_failed_attempt_is_written_down_with_the_time_of_the_next_one(world: World) -> None:
     world.put(a_lost_vm())
     world.host.refuse_starts = 1

@@ -44,6 +44,9 @@ class LocalVmmHost:
         self._stop_grace_s, self._start_timeout_s = stop_grace_s, start_timeout_s
         self._known_pids, self._cgroup = known_pids, cgroup
 
+    def check_kill_switch(self) -> None:
+        self._files.check_kill_switch()
+
     def inventory(self) -> list[Running]:
         return self._inventory.all()
 

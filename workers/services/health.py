@@ -44,18 +44,22 @@ class HealthChecks:
     ) -> None:
         self._store, self._prober, self._wakeups, self._telemetry = store, prober, wakeups, telemetry
         self._host, self._policy, self._watch = host, policy, watch
+        self._behind = False
 
     def check(self, vm_ids: Collection[str], deadline_ms: int | None = None) -> CheckReport:
         """Check these VMs once. A message past its deadline (server time) is dropped: the next one is on its way.
 
         Raises StoreUnavailable.
         """
+        # After a late message the next ones may be late too: then only the time is read, so that catching up is cheap.
+        if self._behind and _is_late(self._store.read(()), deadline_ms):
+            return CheckReport(late=True)
         report = CheckReport()
         snapshot = self._store.read(vm_ids)
         for vm_id, why in snapshot.unreadable.items():
             self._telemetry.ignored(vm_id, why)
-        if deadline_ms is not None and snapshot.now_ms > deadline_ms:
-            report.late = True
+        self._behind = report.late = _is_late(snapshot, deadline_ms)
+        if report.late:
             return report
         read_at = time.monotonic()
         ours = [stored.record for stored in snapshot.found.values() if stored.record.host == self._host]
@@ -127,6 +131,10 @@ def wake(wakeups: Wakeups, record: VmRecord, *, delay_ms: int = 0) -> None:
         return
     attempt = episode.attempt if episode.running else episode.attempt + 1
     wakeups.recover(record.vm_id, record.host, episode=episode.id, attempt=attempt, delay_ms=delay_ms)
+
+
+def _is_late(snapshot: Snapshot, deadline_ms: int | None) -> bool:
+    return deadline_ms is not None and snapshot.now_ms > deadline_ms
 
 
 def _says_something(before: VmRecord, judgement: Judgement) -> bool:

@@ -38,7 +38,7 @@ from workers.specs import VmSpec
 
 # A record that changes under our eyes is read again this often before the message is given up to the next sweep.
 _TRIES = 5
-_BUSY_MS = 200
+_BUSY_MS = 20
 _WOULD_LOSE_DATA = (
     "its disks are ephemeral: starting it again would lose their data; set allow_data_loss, then `reliability recover`"
 )
@@ -115,7 +115,13 @@ class Recovery:
             stored = snapshot.found[vm_id]
             if stored.record.host != self._host_name:
                 return ForHost(stored.record.host)
-            if (result := self._pass_gate(stored, snapshot, wake)) is not None:
+            try:
+                result = self._pass_gate(stored, snapshot, wake)
+            except Paused as error:
+                # No message waits for the end of a pause: the sweeps find the VM when it is over.
+                self._tell(event(EventKind.DEFERRED, stored.record, actor=wake.actor, why=str(error)))
+                return self._ignore(vm_id, str(error))
+            if result is not None:
                 return result
         return self._ignore(vm_id, "its record keeps changing")
 
@@ -152,6 +158,7 @@ class Recovery:
     ) -> Result | None:
         """A fresh look before anything is done: what lives and serves is kept, what we cannot judge is left alone."""
         record = stored.record
+        self._host.check_kill_switch()
         try:
             running = self._host.running(record.vm_id)
         except GuardBusy as error:
