@@ -157,6 +157,7 @@ def test_a_vmm_that_ignores_sigterm_is_killed_after_its_grace(host: LocalHost) -
 def test_a_stopped_vmm_gets_no_grace(host: LocalHost) -> None:
     process = host.start()
     os.kill(process.pid, signal.SIGSTOP)
+    wait_until(lambda: (stat := read_stat(process.pid)) and stat.state == "T", what="the process to be stopped")
     assert host.fence(process) == "signal 9"
 
 
@@ -391,3 +392,22 @@ def test_a_cgroup_that_cannot_be_used_fails_the_start_before_there_is_a_process(
         with pytest.raises(StartFailed, match="vm_cgroup"):
             host.start()
         assert holders(host.files.locks) == []
+
+
+def test_a_state_folder_that_cannot_be_written_fails_the_start_clearly(host: LocalHost) -> None:
+    """A file where a folder is wanted: unlike rights and full disks it stops root too."""
+    (host.files.state_dir / "runs" / "vm-1").write_bytes(b"")
+    with pytest.raises(StartFailed, match="state folder"):
+        host.start()
+    assert holders(host.files.locks) == []
+
+
+def test_a_state_folder_that_is_gone_stops_every_signal(host: LocalHost) -> None:
+    process = host.start()
+    away = host.files.state_dir.rename(host.folder / "away")
+    try:
+        with pytest.raises(Paused):
+            host.fence(process)
+        assert is_alive(process)
+    finally:
+        away.rename(host.files.state_dir)

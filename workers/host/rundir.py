@@ -84,8 +84,11 @@ class HostFiles:
         try:
             os.lstat(self._pause)
         except FileNotFoundError:
-            os.lstat(self.state_dir)
-            return
+            if self.state_dir.is_dir():
+                return
+            raise Paused(f"{self._pause}: the state folder is gone") from None
+        except OSError as error:
+            raise Paused(f"{self._pause}: {error.strerror}") from error
         raise Paused(str(self._pause))
 
     def lock_path(self, vm_id: str) -> Path:

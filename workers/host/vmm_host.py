@@ -114,6 +114,13 @@ class LocalVmmHost:
         return next((run for run in reversed(self._files.runs(vm_id)) if run.process == process), None)
 
     def start(self, spec: VmSpec, generation: int, *, before_exec: Renew, while_waiting: Renew) -> Incarnation:
+        try:
+            return self._start(spec, generation, before_exec, while_waiting)
+        except OSError as error:
+            # What could not be written is in the message; what may live already holds its lock and is found by it.
+            raise StartFailed(spec.id, f"state folder {self._files.state_dir}: {error}") from error
+
+    def _start(self, spec: VmSpec, generation: int, before_exec: Renew, while_waiting: Renew) -> Incarnation:
         driver = self._drivers.get(spec.driver)
         if driver is None:
             raise StartFailed(spec.id, f"no driver {spec.driver!r} on this host")
