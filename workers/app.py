@@ -53,7 +53,8 @@ def _transport(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100, and the worker ends
         "broker_connection_timeout": 3,
-        "broker_pool_limit": 16,
+        # Each of Flower's up to 33 threads takes two at once: with fewer they wait for each other for ever.
+        "broker_pool_limit": 100,
         "control_queue_expires": 60,
     }
 

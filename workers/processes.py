@@ -14,13 +14,13 @@ from types import FrameType
 from typing import Any
 
 import structlog
+from celery.apps.beat import Beat
 from celery.apps.worker import Worker
 from celery.platforms import SecurityWarning
 
 from workers.app import SETTINGS, app
-from workers.domain.errors import ReliabilityError
 from workers.host.rundir import HostFiles
-from workers.settings import Flower, Settings
+from workers.settings import Flower, Settings, SettingsError
 from workers.telemetry.logging import configure_logging
 
 _log = structlog.get_logger()
@@ -28,10 +28,6 @@ _log = structlog.get_logger()
 _HEARTBEAT_S = 30  # each one goes to everybody who listens to events
 _FLOWER_DEFAULTS = {"FLOWER_MAX_TASKS": "20000", "FLOWER_PURGE_OFFLINE_WORKERS": "600"}
 _FLOWER_AUTH = ("FLOWER_BASIC_AUTH", "FLOWER_AUTH")
-
-
-class CannotStart(ReliabilityError):
-    """The text says which setting to change."""
 
 
 class _HostWorker(Worker):  # type: ignore[misc] # Celery is untyped
@@ -48,8 +44,20 @@ class _HostWorker(Worker):  # type: ignore[misc] # Celery is untyped
         signal.signal(signal.SIGINT, interrupted)
 
 
+class _FleetBeat(Beat):  # type: ignore[misc] # Celery is untyped
+    def install_sync_handler(self, service: Any) -> None:
+        """Only leave: Celery's own handler closes the scheduler, which may be half made when the signal comes."""
+        del service
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
 def run_worker() -> int:
-    """Run the worker of this host until it is asked to end; returns the exit status. Raises CannotStart."""
+    """Run the worker of this host until it is asked to end; returns the exit status. Raises SettingsError."""
     _prepare_state_dir(SETTINGS)
     # VMMs mostly need root, and nothing but JSON is ever unpickled here.
     warnings.simplefilter("ignore", SecurityWarning)
@@ -72,19 +80,21 @@ def _prepare_state_dir(settings: Settings) -> None:
     try:
         HostFiles(settings.state_dir).prepare()
     except OSError as error:
-        raise CannotStart(
-            f"state_dir {settings.state_dir} cannot be used: {error.strerror}; make it writable or set another"
-        ) from error
+        wrong = f"state_dir: {settings.state_dir} cannot be used: {error.strerror}; make it writable or set another"
+        raise SettingsError([wrong]) from error
 
 
 def run_beat() -> int:
     """Run a beat until it is asked to end; returns the exit status."""
-    app.Beat(loglevel=SETTINGS.log.level.upper(), quiet=not sys.stdout.isatty()).run()
+    # Before a signal may end us by an exception, which an import half done would make into something else.
+    import beat.scheduler  # noqa: F401, PLC0415
+
+    _FleetBeat(app=app, loglevel=SETTINGS.log.level.upper(), quiet=not sys.stdout.isatty()).run()
     return 0
 
 
 def run_flower(*, address: str | None = None, port: int | None = None) -> int:
-    """Run Flower until it is asked to end; returns the exit status. Raises CannotStart."""
+    """Run Flower until it is asked to end; returns the exit status. Raises SettingsError."""
     configure_logging(SETTINGS.log.level, SETTINGS.log.format)
     flower = SETTINGS.flower
     address, port = address or flower.address, port or flower.port
@@ -94,7 +104,7 @@ def run_flower(*, address: str | None = None, port: int | None = None) -> int:
     try:
         app.start(["--quiet", "flower", *_flower_options(address, port)])
     except OSError as error:
-        raise CannotStart(f"{address}:{port} cannot be listened on: {error.strerror}; set flower.port") from error
+        raise SettingsError([f"flower.port: cannot listen on {address}:{port}: {error.strerror}"]) from error
     return 0
 
 
@@ -110,10 +120,11 @@ def _check_access(address: str) -> None:
     if any(os.environ.get(name) for name in _FLOWER_AUTH):
         return
     if not _is_loopback(address):
-        raise CannotStart(
-            f"flower.address {address} without a password would give everybody the controls: "
+        wrong = (
+            f"flower.address: {address} without a password would give everybody the controls: "
             "set flower.basic_auth to user:password, or use 127.0.0.1"
         )
+        raise SettingsError([wrong])
     _log.warning(
         "flower has no password: every user of this machine can use its pages, and its API stays closed; "
         "set flower.basic_auth",

@@ -1,0 +1,219 @@
+"""`status`: the fleet on one screen: what is well, what is being done, and what needs a person."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from workers.cli.documents import host_document, stray_documents, vm_document
+from workers.cli.output import age, clean, counted, iso, output_option, show_json, show_table, without_id
+from workers.cli.session import Session, session
+from workers.cli.vm import episode_in_short, in_order
+from workers.domain.vm import State, VmRecord
+from workers.ports import Stored
+from workers.store.hosts import HostSeen
+
+_ROWS = 5  # of each part, so that all of it stays on one screen
+_NAMES = 8  # of hosts on one line
+_MOST_READ = 1000  # VMs per state: beyond, the numbers say enough
+_IN_TROUBLE = (State.RECOVERING, State.ORPHANED, State.UNHEALTHY, State.STARTING)
+
+
+@dataclass(slots=True)
+class _Fleet:
+    """What was found; lists are cut where `truncated` says so."""
+
+    now_ms: int
+    counts: Mapping[State, int]
+    hosts: list[HostSeen]
+    vms_of: Mapping[str, int]
+    strays: list[dict[str, Any]]
+    pause: str | None
+    pause_unknown: str | None
+    troubled: list[Stored] = field(default_factory=list)
+    failed: list[Stored] = field(default_factory=list)
+    truncated: bool = False
+
+    @property
+    def running(self) -> list[Stored]:
+        return [each for each in self.troubled if each.record.attempt_running]
+
+    @property
+    def waiting_number(self) -> int:
+        """Of all of them, also of those that were not read."""
+        return sum(self.counts.get(state, 0) for state in _IN_TROUBLE) - len(self.running)
+
+    @property
+    def waiting(self) -> list[Stored]:
+        return [each for each in self.troubled if not each.record.attempt_running]
+
+    @property
+    def unserved(self) -> dict[str, int]:
+        """Hosts with VMs and without a worker, with the number of their VMs."""
+        live = {host.name for host in self.hosts if host.worker}
+        return {name: vms for name, vms in self.vms_of.items() if vms and name not in live}
+
+
+@click.command()
+@output_option("table", "json")
+def status(output: str) -> None:
+    """Show the fleet on one screen, and what needs a person.
+
+    VMs by state, hosts with a live worker or silent, recoveries in flight, stray VMMs, failed VMs with their reason,
+    and the kill switch of this host: a file PAUSE in its state folder stops every signal and spawn there.
+    """
+    with session() as here:
+        fleet = _look(here)
+    if output == "json":
+        show_json(_document(fleet, here.settings.host))
+        return
+    _show_numbers(fleet)
+    _show_recoveries(fleet)
+    _show_strays(fleet.strays)
+    _show_needs(fleet)
+    click.echo(f"Kill switch of this host ({here.settings.host}): {_pause_text(fleet)}")
+
+
+def _look(here: Session) -> _Fleet:
+    store = here.fleet.store
+    counts = store.counts()
+    now_ms, hosts = here.fleet.hosts.all()
+    pause, pause_unknown = _pause(here)
+    strays = stray_documents(here.fleet.hosts.strays([host.name for host in hosts]))
+    fleet = _Fleet(now_ms, counts, hosts, {}, strays, pause, pause_unknown)
+    fleet.troubled = [each for state in _IN_TROUBLE for each in _read(here, state, fleet)]
+    fleet.failed = _read(here, State.FAILED, fleet)
+    # A host that never had a worker is known only by its VMs, which wait there to be started.
+    names = {host.name for host in hosts} | {each.record.host for each in (*fleet.troubled, *fleet.failed)}
+    fleet.vms_of = store.host_sizes(sorted(names))
+    return fleet
+
+
+def _read(here: Session, state: State, fleet: _Fleet) -> list[Stored]:
+    if not fleet.counts.get(state):
+        return []
+    ids = in_order(here.fleet.store.ids(state=state))
+    fleet.truncated = fleet.truncated or len(ids) > _MOST_READ
+    return [each for snapshot in here.snapshots(ids[:_MOST_READ]) for each in snapshot.found.values()]
+
+
+def _pause(here: Session) -> tuple[str | None, str | None]:
+    """The kill switch if it is on, and why we cannot tell if we cannot."""
+    try:
+        return here.kill_switch(), None
+    except OSError as error:
+        return None, f"{error.filename}: {error.strerror}"
+
+
+def _document(fleet: _Fleet, host: str) -> dict[str, Any]:
+    return {
+        "at": iso(fleet.now_ms),
+        "host": host,
+        "vms": {
+            "total": sum(fleet.counts.values()),
+            "by_state": {str(state): fleet.counts.get(state, 0) for state in State},
+        },
+        "hosts": [host_document(each, fleet.vms_of.get(each.name, 0)) for each in fleet.hosts],
+        "unserved_hosts": fleet.unserved,
+        "recoveries": {
+            "running": [vm_document(each) for each in fleet.running],
+            "waiting": [vm_document(each) for each in fleet.waiting],
+        },
+        "strays": fleet.strays,
+        "failed": [vm_document(each) for each in fleet.failed],
+        "kill_switch": {
+            "on": None if fleet.pause_unknown else fleet.pause is not None,
+            "path": fleet.pause,
+            "unknown": fleet.pause_unknown,
+        },
+        "truncated": fleet.truncated,
+    }
+
+
+def _show_numbers(fleet: _Fleet) -> None:
+    states = ", ".join(f"{number} {state}" for state, number in fleet.counts.items())
+    click.echo(f"VMs: {sum(fleet.counts.values())}" + (f" ({states})" if states else ""))
+    live = sum(1 for host in fleet.hosts if host.worker)
+    silent = len(fleet.hosts) - live
+    click.echo(f"Hosts: {live} live" + (f", {silent} silent" if silent else ""))
+    # Silent ones first: on a large fleet there is room for them only.
+    in_order = sorted(fleet.hosts, key=lambda host: (host.worker is not None, host.name))
+    rows = [(host.name, *_host_cells(host, fleet)) for host in in_order]
+    _show_some(("HOST", "WORKER", "VMS", "SEEN", "PROCESS"), rows)
+
+
+def _host_cells(host: HostSeen, fleet: _Fleet) -> tuple[object, ...]:
+    vms, worker = fleet.vms_of.get(host.name, 0), host.worker
+    seen = f"{age(fleet.now_ms - host.seen_ms)} ago"
+    if worker is None:
+        return "SILENT", vms, seen, None
+    up = age(fleet.now_ms - worker.since_ms)
+    return "live", vms, seen, f"pid {worker.process.pid}, up {up}, version {worker.version}"
+
+
+def _show_recoveries(fleet: _Fleet) -> None:
+    running, waiting = len(fleet.running), fleet.waiting_number
+    click.echo(f"Recoveries: {running} in flight, {waiting} waiting" if running or waiting else "Recoveries: none")
+    rows = [_recovery_row(each.record, fleet.now_ms) for each in (*fleet.running, *fleet.waiting)]
+    _show_some(("VM", "HOST", "STATE", "SINCE", "EPISODE"), rows, of=running + waiting)
+
+
+def _recovery_row(record: VmRecord, now_ms: int) -> tuple[object, ...]:
+    since = age(now_ms - record.since_ms) if record.since_ms else None
+    return record.vm_id, record.host, record.state, since, episode_in_short(record, now_ms)
+
+
+def _show_strays(strays: Sequence[Mapping[str, Any]]) -> None:
+    click.echo(f"Strays: {len(strays) or 'none'}")
+    rows = [(each["vm_id"], each["host"], each["pid"], each["driver"]) for each in strays]
+    _show_some(("SAYS IT IS", "HOST", "PID", "DRIVER"), rows)
+
+
+def _show_needs(fleet: _Fleet) -> None:
+    needs = list(_needs(fleet))
+    click.echo(f"Needs a person: {len(needs) or 'nothing'}")
+    for what, todo in needs[:_ROWS]:
+        click.echo("\n".join(f"  {clean(line)}" for line in what))
+        click.echo(f"    -> {todo}")
+    _show_rest(len(needs))
+
+
+def _needs(fleet: _Fleet) -> Iterable[tuple[Sequence[str], str]]:
+    if fleet.pause:
+        yield ["the kill switch of this host is on: nothing is recovered here"], f"rm {fleet.pause}"
+    if fleet.unserved:
+        yield [_unserved(fleet.unserved)], "run `reliability worker` there"
+    for each in fleet.failed:
+        yield _failure(each.record, fleet.now_ms), f"mend it, then `reliability recover {each.record.vm_id}`"
+
+
+def _unserved(vms_of: Mapping[str, int]) -> str:
+    names = list(vms_of)
+    shown = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+    hosts = "host" if len(names) == 1 else "hosts"
+    return f"no worker serves {hosts} {shown}: {counted(sum(vms_of.values()), 'VM')} unwatched"
+
+
+def _failure(record: VmRecord, now_ms: int) -> Sequence[str]:
+    episode = record.episode
+    attempts = f" after {counted(episode.attempt, 'attempt')}" if episode else ""
+    why = without_id(episode.error, record.vm_id) if episode and episode.error else "for no reason that was kept"
+    return f"{record.vm_id} on host {record.host} failed {age(now_ms - record.since_ms)} ago{attempts}", f"  {why}"
+
+
+def _pause_text(fleet: _Fleet) -> str:
+    if fleet.pause_unknown:
+        return f"cannot be looked at: {fleet.pause_unknown}"
+    return f"ON ({fleet.pause}): no signal and no spawn" if fleet.pause else "off"
+
+
+def _show_some(headers: Sequence[str], rows: Sequence[Sequence[object]], *, of: int | None = None) -> None:
+    if rows:
+        show_table(headers, rows[:_ROWS], indent=2)
+        _show_rest(of or len(rows))
+
+
+def _show_rest(number: int) -> None:
+    if number > _ROWS:
+        click.echo(f"  … and {number - _ROWS} more (-o json shows more)")
