@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import lru_cache
 from importlib.metadata import version
 
 import redis
@@ -39,6 +40,8 @@ from workers.vmm.qemu import QemuDriver
 
 DISTRIBUTION = "metald-reliability"
 _LOG_LIMIT_BYTES = 16 << 20
+# Paths of sockets, made once per start and not at each check: more than any host has VMs.
+_SOCKETS_KEPT = 20_000
 
 
 def _ms(duration: timedelta) -> int:
@@ -166,8 +169,12 @@ def build_host_runtime(settings: Settings, wakeups: Wakeups) -> HostRuntime:
     deaths = Deaths(files)
     watcher = Watcher(vantage, on_deaths=deaths.deliver, on_cause=deaths.note_cause)
 
+    @lru_cache(maxsize=_SOCKETS_KEPT)
+    def own_socket(vm_id: str, generation: int) -> str:
+        return str(files.run(vm_id, generation).socket)
+
     def socket_of(record: VmRecord) -> str:
-        return record.socket or str(files.run(record.vm_id, record.generation).socket)
+        return record.socket or own_socket(record.vm_id, record.generation)
 
     timeout_s = settings.health_check.timeout.total_seconds()
     prober = EpollProber(known, vantage, socket_of=socket_of, timeout_s=timeout_s)

@@ -20,6 +20,7 @@ from tests.support.processes import RunningProcess, start_process, wait_until
 from tests.support.servers import BROKER_DB
 from workers.broker import GuardedSentinelTransport, GuardedTransport, install_guard
 from workers.embedded import EmbeddedServer
+from workers.host.identity import read_stat
 
 ROOT = Path(__file__).parents[2]
 KOMBU_BUG = "'NoneType' object has no attribute 'hostname'"
@@ -101,9 +102,16 @@ def kill_redis(rig: Rig) -> None:
     That order is the one kombu dies of; left to chance, one time in three it comes the other way round.
     """
     rig.worker.popen.send_signal(signal.SIGSTOP)
+    # The signal takes effect a moment later.
+    wait_until(lambda: is_stopped(rig.worker.pid), what="the worker to be stopped")
     rig.cut("pubsub")
     rig.server.kill()
     rig.worker.popen.send_signal(signal.SIGCONT)
+
+
+def is_stopped(pid: int) -> bool:
+    stat = read_stat(pid)
+    return stat is not None and stat.state == "T"
 
 
 def stop_redis(rig: Rig) -> None:

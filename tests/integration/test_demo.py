@@ -122,6 +122,7 @@ def test_ctrl_c_in_the_middle_of_a_fault_leaves_nothing_behind(temporary: Path) 
         assert_nothing_is_left(temporary)
 
 
+@pytest.mark.full
 def test_sigterm_while_the_vms_are_starting_leaves_nothing_behind(temporary: Path) -> None:
     with running_demo(temporary, "--vms", "3", "--faults", "2") as demo:
         wait_until(lambda: any("--id" in line for line in processes_of(temporary)), timeout_s=PATIENCE_S)

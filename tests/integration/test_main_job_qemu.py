@@ -97,6 +97,7 @@ def test_a_real_guest_is_recovered_from_each_kind_of_loss_and_never_doubled(site
             before = after
 
 
+@pytest.mark.full
 def test_a_real_guest_outlives_its_worker_and_is_taken_over_without_a_restart(site: Cluster, image: GuestImage) -> None:
     worker = site.serve()
     site.apply(a_guest(site, image))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -411,3 +412,24 @@ def test_a_state_folder_that_is_gone_stops_every_signal(host: LocalHost) -> None
         assert is_alive(process)
     finally:
         away.rename(host.files.state_dir)
+
+
+def test_a_start_outlasts_somebody_who_only_looks_at_the_lock(host: LocalHost) -> None:
+    looking = threading.Event()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            with suppress(GuardBusy):
+                host.vmms.running("vm-1")
+            looking.set()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        looking.wait()
+        for generation in range(10, 15):
+            host.fence(host.start(generation=generation))
+    finally:
+        done.set()
+        looker.join()

@@ -109,6 +109,18 @@ def test_a_message_past_its_deadline_is_dropped(world: World) -> None:
     assert world.state() is State.ORPHANED
 
 
+def test_late_messages_are_dropped_cheaply_and_the_first_timely_one_is_served(world: World) -> None:
+    world.boot()
+    for _ in range(3):
+        assert world.checks.check(["vm-1"], deadline_ms=NOW_MS - 1).late
+    world.host.kill("vm-1")
+
+    report = world.checks.check(["vm-1"], deadline_ms=NOW_MS + 1)
+
+    assert (report.late, report.checked) == (False, 1)
+    assert world.state() is State.ORPHANED
+
+
 def test_ids_that_are_unknown_or_of_another_host_are_left_out(world: World) -> None:
     world.put(a_vm("vm-2", host="host-b"))
     assert world.checks.check(["vm-1", "vm-2"]).checked == 0

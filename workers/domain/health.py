@@ -84,6 +84,9 @@ def stopped(record: VmRecord, *, why: str, now_ms: int) -> tuple[VmRecord, tuple
 
 
 def _passed(record: VmRecord, policy: HealthPolicy, now_ms: int) -> Judgement:
+    known_well = record.passes == policy.recovery_threshold and record.fails == 0 and record.doubt is None
+    if record.state is State.HEALTHY and known_well:
+        return Judgement(record)
     passes = min(record.passes + 1, policy.recovery_threshold)
     seen = replace(record, fails=0, passes=passes, doubt=None)
     if record.state is State.HEALTHY:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ CONSOLE = "console.log"
 VMM_LOG = "vmm.log"
 GENERATIONS_KEPT = 3
 _TAIL_BYTES = 1 << 20
+_LOCK_TRY_S = 0.002
 _INCARNATION = TypeAdapter(Incarnation)
 
 
@@ -95,18 +97,18 @@ class HostFiles:
         return self.locks / f"{check_vm_id(vm_id)}.lock"
 
     @contextmanager
-    def lock(self, vm_id: str) -> Iterator[int]:
+    def lock(self, vm_id: str, *, patience_s: float = 0.0) -> Iterator[int]:
         """Hold the VM's lock; yields the fd that a VMM gets as its stdin. Raises GuardBusy.
+
+        Whoever only looks whether it is free holds it for an instant: `patience_s` outlasts that.
 
         The lock belongs to the open file, so it lives on in the VMM when we close our copy. It is never unlocked by
         call: that would drop it for the VMM too.
         """
         fd = os.open(self.lock_path(vm_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise GuardBusy(vm_id) from None
+            if not _take(fd, time.monotonic() + patience_s):
+                raise GuardBusy(vm_id)
             yield fd
         finally:
             os.close(fd)
@@ -157,6 +159,18 @@ class HostFiles:
             path = run.path / name if run else Path()
             if path.exists() and path.stat().st_size > limit_bytes:
                 _keep_tail(path)
+
+
+def _take(fd: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_TRY_S)
+        else:
+            return True
 
 
 def _keep_tail(path: Path) -> None:

@@ -19,6 +19,8 @@ from workers.specs import VmSpec, check_images, dump_spec
 from workers.vmm.driver import Driver, Launch
 
 _LOG_TAIL_BYTES = 400
+# Somebody else's look at the lock, or a process between fork and exec, is over long before.
+_LOCK_PATIENCE_S = 0.1
 
 
 class LocalVmmHost:
@@ -125,7 +127,7 @@ class LocalVmmHost:
         if driver is None:
             raise StartFailed(spec.id, f"no driver {spec.driver!r} on this host")
         launch = self._launch(driver, spec)
-        with self._files.lock(spec.id) as lock_fd:
+        with self._files.lock(spec.id, patience_s=_LOCK_PATIENCE_S) as lock_fd:
             self._refuse_beside_another(spec.id)
             run = self._files.begin(spec.id, generation, driver=spec.driver, spec=dump_spec(spec))
             self._files.check_kill_switch()

@@ -9,7 +9,12 @@ from structlog.types import EventDict, Processor, WrappedLogger
 
 _FIRST = ["timestamp", "level", "event", "component", "vm_id", "host"]
 # Chatter that says nothing an operator acts on.
-_QUIET = {"kombu": logging.WARNING, "amqp": logging.WARNING, "celery.app.trace": logging.WARNING}
+_QUIET = {
+    "kombu": logging.WARNING,
+    "amqp": logging.WARNING,
+    "celery.app.trace": logging.WARNING,
+    "celery.worker.strategy": logging.WARNING,
+}
 
 
 def configure_logging(level: str, form: str) -> None:

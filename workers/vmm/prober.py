@@ -163,8 +163,9 @@ class _Round:
         for fd, event in ready:
             talk = self._talks[fd]
             if event & select.EPOLLOUT:
+                self._epoll.modify(fd, select.EPOLLIN)
                 self._send(fd, talk)
-            if event & ~select.EPOLLOUT:
+            if event & ~select.EPOLLOUT and fd in self._talks:
                 self._receive(fd, talk)
         if not ready:
             self._expire(late_s=time.monotonic() - asked - patience)
@@ -194,8 +195,6 @@ class _Round:
             return
         except OSError as error:
             self._fail(fd, error)
-            return
-        self._epoll.modify(fd, select.EPOLLIN)
 
     def _receive(self, fd: int, talk: _Talk) -> None:
         try:
