@@ -132,6 +132,7 @@ def test_sigterm_while_the_vms_are_starting_leaves_nothing_behind(temporary: Pat
         assert_nothing_is_left(temporary)
 
 
+@pytest.mark.full
 def test_a_kept_fleet_can_be_played_with_until_ctrl_c(temporary: Path) -> None:
     """The line for curl is taken as it is printed."""
     require("curl", shutil.which("curl") is not None, "apt-get install curl")

@@ -190,6 +190,14 @@ def test_a_vm_that_was_stable_begins_a_new_episode() -> None:
     assert judgement.wake_in_ms == 0
 
 
+def test_an_older_episode_is_not_told_as_the_reason_of_a_new_doubt() -> None:
+    recovered = an_episode(attempt=1, end=EpisodeEnd.RECOVERED, ended_ms=NOW_MS - 5_000)
+    (event,) = after(a_vm(episode=recovered), Evidence.SOCKET_MISSING).events
+    assert (event.reason, event.attempt) == (Reason.SOCKET_UNREACHABLE, None)
+    (event,) = after(a_lost_vm(), Evidence.ANSWERS, Evidence.ANSWERS).events
+    assert event.reason is Reason.PROCESS_DEAD, "the episode that this pass ended"
+
+
 def test_every_transition_is_one_event_that_says_why() -> None:
     judgement = judge(a_vm(), Observation(Evidence.PROCESS_ENDED, "pid 100"), POLICY, NOW_MS)
 

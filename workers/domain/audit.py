@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from workers.domain.vm import Reason, State, VmRecord
+from workers.domain.vm import Episode, Reason, State, VmRecord
 
 
 class EventKind(StrEnum):
@@ -40,9 +40,20 @@ class Event:
     request_id: str | None = None
 
 
-def event(kind: EventKind, record: VmRecord, *, actor: str, why: str, before: State | None = None) -> Event:
-    """Return an event that takes its ids from `record`, the record as it is after the decision."""
-    episode = record.episode
+def event(
+    kind: EventKind,
+    record: VmRecord,
+    *,
+    actor: str,
+    why: str,
+    before: State | None = None,
+    ended: Episode | None = None,
+) -> Event:
+    """Return an event that takes its ids from `record`, the record as it is after the decision.
+
+    `ended` is the episode that this decision ended; without it, the open one is told, and never an older one.
+    """
+    episode = ended or record.open_episode
     return Event(
         kind=kind,
         vm_id=record.vm_id,

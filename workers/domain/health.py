@@ -43,7 +43,8 @@ class Judgement:
 
 def judge(record: VmRecord, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:
     """Decide what `seen` means for `record` at server time `now_ms`."""
-    ruling = ruling_for(record, seen)
+    seen = weigh(record, seen)
+    ruling = seen.ruling
     if record.desired is Desired.STOPPED:
         return _judge_stopped(record, ruling, seen, now_ms)
     if record.state is State.RECOVERING or record.attempt_running:
@@ -59,15 +60,12 @@ def judge(record: VmRecord, seen: Observation, policy: HealthPolicy, now_ms: int
             assert_never(ruling.verdict)
 
 
-def ruling_for(record: VmRecord, seen: Observation) -> Ruling:
+def weigh(record: VmRecord, seen: Observation) -> Observation:
     """A full backlog right behind our own unanswered probe is that probe, still waiting: the VMM does not accept."""
-    if (
-        seen.evidence is Evidence.BACKLOG_FULL
-        and record.fails > 0
-        and record.doubt in (Reason.HEALTH_CHECK_FAILED, Reason.SOCKET_UNREACHABLE)
-    ):
-        return replace(seen, evidence=Evidence.STILL_NO_ANSWER).ruling
-    return seen.ruling
+    unanswered = record.fails > 0 and record.doubt in (Reason.HEALTH_CHECK_FAILED, Reason.SOCKET_UNREACHABLE)
+    if seen.evidence is Evidence.BACKLOG_FULL and unanswered:
+        return replace(seen, evidence=Evidence.STILL_NO_ANSWER)
+    return seen
 
 
 def _judge_stopped(record: VmRecord, ruling: Ruling, seen: Observation, now_ms: int) -> Judgement:
@@ -96,7 +94,9 @@ def _passed(record: VmRecord, policy: HealthPolicy, now_ms: int) -> Judgement:
         return Judgement(seen, look_again_ms=policy.failing_interval_ms)
     after = move(withdraw(seen, now_ms), State.HEALTHY, now_ms=now_ms)
     why = f"{passes} consecutive checks passed"
-    return Judgement(after, (event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state),))
+    ended = after.episode if record.open_episode else None
+    told = event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state, ended=ended)
+    return Judgement(after, (told,))
 
 
 def _failed(record: VmRecord, ruling: Ruling, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:

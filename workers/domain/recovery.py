@@ -217,7 +217,7 @@ def fail(record: VmRecord, why: str, *, now_ms: int) -> tuple[VmRecord, Event]:
     episode = record.open_episode
     ended = replace(episode, running=False, end=EpisodeEnd.FAILED, ended_ms=now_ms) if episode else None
     after = replace(move(record, State.FAILED, now_ms=now_ms), episode=ended)
-    return after, event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state)
+    return after, event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state, ended=ended)
 
 
 def succeed(
@@ -238,7 +238,8 @@ def succeed(
         episode=replace(episode, running=False, end=end, ended_ms=now_ms, spent_ms=spent) if episode else None,
     )
     kind = EventKind.RECOVERED if recovered else EventKind.ADOPTED
-    return after, event(kind, after, actor=ACTOR, why=why, before=record.state)
+    ended = after.episode if episode else None
+    return after, event(kind, after, actor=ACTOR, why=why, before=record.state, ended=ended)
 
 
 def _running(record: VmRecord) -> Episode:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -190,8 +191,8 @@ def _read_json(path: Path) -> dict[str, object] | None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    """Replace the file as a whole, durably."""
-    made = path.with_suffix(".new")
+    """Replace the file as a whole, durably; two threads may do it at once."""
+    made = path.with_suffix(f".{threading.get_ident()}.new")
     fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, json.dumps(value).encode())

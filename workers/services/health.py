@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workers.domain.evidence import Evidence, Observation, Verdict, doubt_the_monitor
-from workers.domain.health import HealthPolicy, Judgement, judge
+from workers.domain.health import HealthPolicy, Judgement, judge, weigh
 from workers.domain.vm import Incarnation, VmRecord
 from workers.ports import Change, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore, Wakeups
 
@@ -65,6 +65,7 @@ class HealthChecks:
         ours = [stored.record for stored in snapshot.found.values() if stored.record.host == self._host]
         for group in self._prober.probe(ours):
             looks = doubt_the_monitor(group, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
+            looks = {vm_id: weigh(snapshot.found[vm_id].record, seen) for vm_id, seen in looks.items()}
             for vm_id, seen in looks.items():
                 report.count(seen)
                 self._telemetry.looked(snapshot.found[vm_id].record, seen)

@@ -16,7 +16,7 @@ from workers.domain.errors import (
     UnreadableRecord,
 )
 from workers.domain.evidence import Observation, Verdict
-from workers.domain.health import ruling_for
+from workers.domain.health import weigh
 from workers.domain.recovery import (
     Abandoned,
     Act,
@@ -167,7 +167,7 @@ class Recovery:
         seen = self._look(replace(record, process=found, socket=running.socket if running else record.socket))
         if seen is None:
             return RetryIn(_BUSY_MS, wake, "a check of this vm is under way")
-        if ruling_for(record, seen).verdict is Verdict.PASS and found is not None:
+        if seen.ruling.verdict is Verdict.PASS and found is not None:
             return self._keep(stored, running, found, snapshot)
         if doubt := _why_not_to_act(record, seen, running):
             return self._postpone(record, wake, doubt)
@@ -319,7 +319,7 @@ class Recovery:
 
 def _why_not_to_act(record: VmRecord, seen: Observation, running: Running | None) -> str | None:
     """What is not certainly ours, or not certainly sick, is not touched."""
-    if ruling_for(record, seen).verdict is Verdict.INCONCLUSIVE:
+    if weigh(record, seen).ruling.verdict is Verdict.INCONCLUSIVE:
         return f"{seen.evidence}: {seen.detail}"
     if running and not running.guarded and running.process != record.process:
         return f"pid {running.process.pid} says it is this vm, unguarded and unknown"
