@@ -134,6 +134,33 @@ def test_a_guarded_vmm_the_record_does_not_know_and_that_does_not_serve_is_fence
     assert world.host.doubled == []
 
 
+def test_a_vmm_left_by_a_start_that_was_cut_short_is_no_recovery(world: World) -> None:
+    half = world.host.boot("vm-1", generation=9)
+    world.put(
+        a_vm(
+            state=State.RECOVERING, generation=9, episode=an_episode(attempt=1, running=True, attempt_started_ms=NOW_MS)
+        )
+    )
+    world.host.evidence["vm-1"] = Evidence.DRIFT
+
+    result = world.recover()
+
+    assert isinstance(result, RetryIn)
+    world.clock.advance(result.wait_ms)
+    assert isinstance(world.recover(result.wake), Finished)
+    assert half.process.pid not in world.host.alive
+    assert len(world.host.started) == 1
+    assert world.host.doubled == []
+
+
+def test_a_known_vmm_that_was_paused_is_left_alone(world: World) -> None:
+    vmm = world.host.boot("vm-1")
+    world.put(a_lost_vm(state=State.UNHEALTHY, process=vmm.process))
+    world.host.evidence["vm-1"] = Evidence.DRIFT
+    assert isinstance(world.recover(), Finished)
+    assert list(world.host.alive) == [vmm.process.pid]
+
+
 def test_an_unguarded_stranger_that_says_it_is_the_vm_is_never_signalled(world: World) -> None:
     stranger = world.host.boot("vm-1", guarded=False, hung=True)
     world.put(a_lost_vm())

@@ -87,6 +87,11 @@ def test_what_is_known_already_is_not_said_at_every_check(lines: io.StringIO) ->
     assert lines.getvalue() == ""
 
 
+def test_a_vm_that_answers_but_does_not_run_is_told(lines: io.StringIO) -> None:
+    LogTelemetry().looked(a_vm(), seen(Evidence.DRIFT, "state 'Paused', should be running"))
+    assert 'event="vm drifts from its desired state"' in lines.getvalue()
+
+
 def test_records_of_libraries_pass_the_same_pipeline_on_one_line(lines: io.StringIO) -> None:
     logging.getLogger("some.library").warning("first\nsecond %s", "third")
     assert 'event="first | second third"' in lines.getvalue()

@@ -15,7 +15,7 @@ from workers.domain.errors import (
     UnknownVm,
     UnreadableRecord,
 )
-from workers.domain.evidence import Observation, Verdict
+from workers.domain.evidence import Evidence, Observation, Verdict
 from workers.domain.health import weigh
 from workers.domain.recovery import (
     Abandoned,
@@ -167,7 +167,7 @@ class Recovery:
         seen = self._look(replace(record, process=found, socket=running.socket if running else record.socket))
         if seen is None:
             return RetryIn(_BUSY_MS, wake, "a check of this vm is under way")
-        if seen.ruling.verdict is Verdict.PASS and found is not None:
+        if found is not None and _serves(record, found, seen):
             return self._keep(stored, running, found, snapshot)
         if doubt := _why_not_to_act(record, seen, running):
             return self._postpone(record, wake, doubt)
@@ -315,6 +315,11 @@ class Recovery:
         except (LeaseLost, StoreUnavailable, StopFailed, Paused, GuardBusy) as error:
             return self._ignore(record.vm_id, str(error))
         return Finished(State.STOPPED, "stopped as desired")
+
+
+def _serves(record: VmRecord, found: Incarnation, seen: Observation) -> bool:
+    """A VMM the record does not know must run the guest: a start that was cut short leaves one that only answers."""
+    return seen.evidence is Evidence.ANSWERS or (seen.ruling.verdict is Verdict.PASS and found == record.process)
 
 
 def _why_not_to_act(record: VmRecord, seen: Observation, running: Running | None) -> str | None:

@@ -135,9 +135,7 @@ class RedisVmStore:
     def renew(self, vm_id: str, owner: str, ttl_ms: int) -> bool:
         keys = self._keys
         with translated():
-            host = cast("bytes | None", self._client.hget(keys.vm(vm_id), "host"))
-            slots = [keys.slots, f"{keys.slots}:{host.decode() if host else ''}"]
-            return bool(self._renew(keys=[keys.vm(vm_id), *slots], args=[vm_id, owner, ttl_ms]))
+            return bool(self._renew(keys=[keys.vm(vm_id), keys.slots], args=[vm_id, owner, ttl_ms]))
 
 
 def _stored(row: Sequence[bytes | None], now_ms: int) -> Stored:

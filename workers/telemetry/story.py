@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 
 from workers.domain.audit import Event, EventKind
-from workers.domain.evidence import Observation, Verdict
+from workers.domain.evidence import Evidence, Observation, Verdict
 from workers.domain.vm import Reason, State, VmRecord
 
 _log = structlog.get_logger()
@@ -39,7 +39,7 @@ class LogTelemetry:
 
     def looked(self, record: VmRecord, seen: Observation) -> None:
         ruling = seen.ruling
-        if ruling.verdict is Verdict.PASS or ruling.reason is Reason.NOT_STARTED:
+        if seen.evidence is Evidence.ANSWERS or ruling.reason is Reason.NOT_STARTED:
             return
         fields = {
             "vm_id": record.vm_id,
@@ -50,6 +50,8 @@ class LogTelemetry:
         }
         if record.state in _SETTLED:
             _log.debug("vm still fails its health check", component="health_check", **fields)
+        elif seen.evidence is Evidence.DRIFT:
+            _log.warning("vm drifts from its desired state", component="health_check", **fields)
         elif ruling.verdict is Verdict.INCONCLUSIVE:
             _log.info("vm health check inconclusive", component="health_check", **fields)
         else:
