@@ -150,6 +150,26 @@ def test_a_worker_killed_in_the_middle_of_a_start_is_followed_by_one_vmm(site: C
     assert _pid(after) == new, "what lives and serves is taken over, not started again"
 
 
+def test_a_guest_that_its_killed_worker_never_started_is_started_by_the_next_one(site: Cluster) -> None:
+    worker = site.serve()
+    before = site.run_vms("job-1")["job-1"]
+    site.fault("job-1", '{"slow_ms": 800}')
+    kill(before, signal.SIGKILL)
+    (half,) = wait_until(lambda: [pid for pid in site.live("job-1") if pid != _pid(before)], what="the new VMM")
+    wait_until(lambda: site.socket(site.record("job-1")).exists(), what="its socket")
+    worker.popen.kill()
+    worker.popen.wait()
+    site.fault("job-1", "{}")
+    put_fault(site, site.record("job-1"), {})
+
+    site.start_worker("successor")
+
+    after = site.wait_healthy("job-1", after=before, timeout_s=30)
+    assert site.live("job-1") == [_pid(after)]
+    assert _pid(after) != half, "it answered, but no guest ran in it"
+    assert "booted" in site.socket(after).with_name("console.log").read_text()
+
+
 def _pid(record: VmRecord) -> int:
     assert record.process is not None
     return record.process.pid
