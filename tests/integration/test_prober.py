@@ -205,6 +205,39 @@ def test_a_broken_answer_is_told(host: LocalHost, tmp_path: Path, answer: bytes)
         server.join()
 
 
+def test_a_refusal_sent_before_we_asked_is_read_although_we_can_send_no_more(host: LocalHost, tmp_path: Path) -> None:
+    """Firecracker answers the eleventh connection and closes it at once, whatever the client is about to send."""
+    path = tmp_path / "refusing.sock"
+    me = incarnation_of(os.getpid(), host.vantage)
+    assert me is not None
+    body = b'{"error": "Too many open connections"}'
+    refusal = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    record = a_vm(process=me, socket=str(path))
+    with listener_of_ours(path, 5) as listener:
+        prober = host.prober(5)
+        looked = prober.look(record)
+        assert not isinstance(looked, Observation)
+        peer, _ = listener.accept()
+        peer.sendall(refusal)
+        peer.close()
+        looked.sock.setblocking(True)  # noqa: FBT003 - the socket's own signature
+        with pytest.raises(BrokenPipeError):
+            looked.sock.send(looked.unsent)
+        assert looked.sock.recv(4096) == refusal, "this is what the kernel does, and what the next look relies on"
+        looked.sock.close()
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            peer.sendall(refusal)
+            peer.close()
+
+        for _ in range(20):
+            server = threading.Thread(target=serve)
+            server.start()
+            assert evidence(host, record, timeout_s=5) is Evidence.TOO_MANY_CONNECTIONS
+            server.join()
+
+
 def test_an_answer_in_many_small_pieces_is_put_together(host: LocalHost, tmp_path: Path) -> None:
     path = tmp_path / "slow.sock"
     me = incarnation_of(os.getpid(), host.vantage)

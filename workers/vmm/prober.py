@@ -193,6 +193,9 @@ class _Round:
         except BlockingIOError:
             self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
             return
+        except (BrokenPipeError, ConnectionResetError):
+            # It closed without reading; what it said before (Firecracker: too many connections) is still to be read.
+            talk.unsent = b""
         except OSError as error:
             self._fail(fd, error)
 

@@ -83,6 +83,8 @@ def _send_all(sock: socket.socket, data: bytes, deadline: float, between: Callab
             data = data[sock.send(data) :]
         except BlockingIOError:
             _wait(sock, select.POLLOUT, deadline, between)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it closed without reading; what it said before is still to be read
 
 
 def _receive(sock: socket.socket, deadline: float, between: Callable[[], None]) -> bytes:
