@@ -151,16 +151,31 @@ def test_worker_outlives_the_loss_of_redis_and_finishes_what_it_held(
         assert KOMBU_BUG not in rig.worker.log()
 
 
+def got_away(rig: Rig) -> bool:
+    return "Trying again in" in rig.worker.log()
+
+
 def test_without_the_guard_the_same_loss_ends_the_worker(fresh_server: EmbeddedServer, tmp_path: Path) -> None:
-    """Document the bug of kombu 5.7.0; once this fails, kombu is mended and the guard can go."""
-    with running_rig(fresh_server, tmp_path, guarded=False) as rig:
-        hold_a_countdown(rig)
+    """Document the bug of kombu 5.7.0; once this fails, kombu is mended and the guard can go.
 
-        kill_redis(rig)
+    Which lost connection is noticed first is up to the kernel, so a worker may get away now and then.
+    """
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if not fresh_server.is_running:
+            fresh_server.start()
+        with running_rig(fresh_server, folder, guarded=False) as rig:
+            hold_a_countdown(rig)
 
-        wait_until(lambda: not rig.worker.is_alive, what="the unguarded worker to end")
-        assert rig.worker.popen.returncode == 1
-        assert KOMBU_BUG in rig.worker.log()
+            kill_redis(rig)
+
+            wait_until(lambda: not rig.worker.is_alive or got_away(rig), what="the unguarded worker to end")
+            if not rig.worker.is_alive:
+                assert rig.worker.popen.returncode == 1
+                assert KOMBU_BUG in rig.worker.log()
+                return
+    pytest.fail("five unguarded workers outlived the loss of Redis")
 
 
 def test_an_idle_worker_ends_in_good_order_and_a_held_countdown_goes_back_to_the_queue(

@@ -13,7 +13,7 @@ import pytest
 from tests.support.cluster import REPOSITORY, Cluster, cluster, kill
 from tests.support.processes import wait_until
 from tests.support.servers import start_server
-from tests.support.standin import Standin
+from tests.support.standin import Reply, Standin
 from workers import queues
 from workers.domain.audit import EventKind
 from workers.domain.vm import EpisodeEnd, Reason, State, VmRecord
@@ -35,13 +35,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
-def put_fault(site: Cluster, record: VmRecord, fault: dict[str, object]) -> None:
+def call(site: Cluster, record: VmRecord, method: str, path: str, body: object = None, **options: float) -> Reply:
+    """Call the API of a VMM, through its folder: test folders can be too long for a socket address."""
     folder = os.open(site.socket(record).parent, os.O_PATH)
-    vm = Standin(None, Path(f"/proc/self/fd/{folder}/api.sock"))  # type: ignore[arg-type] # only its socket is used
     try:
-        assert vm.call("PUT", "/faults", fault).status == 204
+        vm = Standin(None, Path(f"/proc/self/fd/{folder}/api.sock"))  # type: ignore[arg-type] # only its socket is used
+        return vm.call(method, path, body, **options)
     finally:
         os.close(folder)
+
+
+def put_fault(site: Cluster, record: VmRecord, fault: dict[str, object]) -> None:
+    assert call(site, record, "PUT", "/faults", fault).status == 204
 
 
 def reasons(site: Cluster, vm_id: str) -> set[Reason | None]:
@@ -140,6 +145,7 @@ def test_a_worker_killed_in_the_middle_of_a_start_is_followed_by_one_vmm(site: C
     site.fault("job-1", '{"boot_delay_ms": 1500}')
     kill(before, signal.SIGKILL)
     (new,) = wait_until(lambda: [pid for pid in site.live("job-1") if pid != _pid(before)], what="the new VMM")
+    wait_until(lambda: is_booting(site, "job-1"), what="the guest to be booting")
     worker.popen.kill()
     worker.popen.wait()
 
@@ -148,6 +154,17 @@ def test_a_worker_killed_in_the_middle_of_a_start_is_followed_by_one_vmm(site: C
     after = site.wait_healthy("job-1", after=before, timeout_s=30)
     assert site.live("job-1") == [_pid(after)]
     assert _pid(after) == new, "what lives and serves is taken over, not started again"
+
+
+def is_booting(site: Cluster, vm_id: str) -> bool:
+    """While a guest boots, the one thread of the API answers nobody."""
+    try:
+        call(site, site.record(vm_id), "GET", "/", timeout_s=0.2)
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def test_a_guest_that_its_killed_worker_never_started_is_started_by_the_next_one(site: Cluster) -> None:
