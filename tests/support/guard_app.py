@@ -97,8 +97,7 @@ def _append(notes: Path, line: str) -> None:
 
 
 def run_worker() -> int:
-    if os.environ.get("GUARD_TEST_GUARDED") == "yes":
-        install_guard()
+    install_guard()
     app = make_app(os.environ["GUARD_TEST_BROKER"])
     add_tasks(app, Path(os.environ["GUARD_TEST_NOTES"]))
     worker = app.Worker(
