@@ -71,8 +71,6 @@ def recovery_policy(settings: Settings) -> RecoveryPolicy:
         recovery_timeout_ms=_ms(recovery.recovery_timeout),
         stable_period_ms=_ms(recovery.stable_period),
         lease_ms=_ms(recovery.lease),
-        stop_grace_ms=_ms(recovery.stop_grace),
-        start_timeout_ms=_ms(recovery.start_timeout),
         per_host=recovery.per_host,
         per_fleet=recovery.per_fleet,
         allow_data_loss=settings.allow_data_loss,

@@ -208,7 +208,3 @@ class VmHost(Protocol):
     def start(self, spec: VmSpec, generation: int, *, before_exec: Renew, while_waiting: Renew) -> Incarnation:
         """Start and verify a new VMM under the VM's lock. Raises GuardBusy, StaleGeneration, StartFailed."""
         ...
-
-    def end_of(self, vm_id: str, process: Incarnation) -> str | None:
-        """How this incarnation ended (`exit 3`, `signal 9`), None where nobody knows (yet)."""
-        ...

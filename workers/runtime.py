@@ -79,13 +79,13 @@ class Deaths:
         return ()
 
     def note_cause(self, vm_id: str, process: Incarnation, cause: str) -> None:
-        for run in reversed(self._files.runs(vm_id)):
-            if run.process == process:
-                try:
-                    run.write_exit(cause)
-                except OSError as error:
-                    _log.warning("exit cause not kept", vm_id=vm_id, cause=cause, error=str(error))
-                return
+        run = self._files.run_of(vm_id, process)
+        if run is None:
+            return
+        try:
+            run.write_exit(cause)
+        except OSError as error:
+            _log.warning("exit cause not kept", vm_id=vm_id, cause=cause, error=str(error))
 
 
 class HostRuntime:

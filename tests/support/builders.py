@@ -69,8 +69,6 @@ def a_recovery_policy(**changes: Any) -> RecoveryPolicy:
         recovery_timeout_ms=600_000,
         stable_period_ms=600_000,
         lease_ms=30_000,
-        stop_grace_ms=5_000,
-        start_timeout_ms=30_000,
         per_host=4,
         per_fleet=64,
     )

@@ -281,10 +281,6 @@ class FakeVmHost:
         while_waiting()
         return vmm.process
 
-    def end_of(self, vm_id: str, process: Incarnation) -> str | None:
-        del vm_id, process
-        return None
-
     def probe(self, records: Sequence[VmRecord]) -> Iterator[dict[str, Observation]]:
         yield {record.vm_id: Observation(self._look(record)) for record in records}
 

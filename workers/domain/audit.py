@@ -15,12 +15,10 @@ class EventKind(StrEnum):
     ATTEMPT_FAILED = "attempt_failed"
     RECOVERED = "recovered"
     ADOPTED = "adopted"
-    WITHDRAWN = "withdrawn"
     DEFERRED = "deferred"
     OVERRIDE = "override"
     STOPPED_AGAIN = "stopped_again"
     STRAY = "stray"
-    DRIFT = "drift"
 
 
 @dataclass(frozen=True, slots=True)

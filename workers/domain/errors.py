@@ -41,12 +41,6 @@ class UnknownVm(ReliabilityError):
         self.vm_id = vm_id
 
 
-class HostTaken(ReliabilityError):
-    def __init__(self, host: str, holder: str) -> None:
-        super().__init__(f"host {host} is served by {holder}")
-        self.host, self.holder = host, holder
-
-
 class GuardBusy(ReliabilityError):
     def __init__(self, vm_id: str) -> None:
         super().__init__(f"vm {vm_id}: its lock is held by a running process")

@@ -22,8 +22,6 @@ class RecoveryPolicy:
     recovery_timeout_ms: int
     stable_period_ms: int
     lease_ms: int
-    stop_grace_ms: int
-    start_timeout_ms: int
     per_host: int
     per_fleet: int
     allow_data_loss: bool = False

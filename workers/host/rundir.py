@@ -127,6 +127,10 @@ class HostFiles:
     def run(self, vm_id: str, generation: int) -> Run:
         return Run(vm_id, generation, self._runs / check_vm_id(vm_id) / str(generation))
 
+    def run_of(self, vm_id: str, process: Incarnation) -> Run | None:
+        """The run that this incarnation is the process of, if its folder is still kept."""
+        return next((run for run in reversed(self.runs(vm_id)) if run.process == process), None)
+
     def current(self, vm_id: str) -> Run | None:
         runs = self.runs(vm_id)
         return runs[-1] if runs else None

@@ -88,7 +88,7 @@ class LocalVmmHost:
 
         with pidfd_of(process, self._vantage) as fd:
             if fd is None:
-                return self.end_of(vm_id, process) or "gone already"
+                return self._note_end(vm_id, process, None) or "gone already"
             if not wait_end(fd, 0) and not self._inventory.is_vmm_of(process.pid, vm_id):
                 raise StopFailed(vm_id, f"pid {process.pid} is no VMM of this vm; nothing was signalled")
             try:
@@ -97,23 +97,13 @@ class LocalVmmHost:
                 raise StopFailed(vm_id, f"pid {process.pid}: {error.why}") from error
             return self._note_end(vm_id, process, exit_cause(fd)) or "ended by us"
 
-    def note_end(self, vm_id: str, process: Incarnation, cause: str) -> None:
-        """Keep how this incarnation ended beside its logs."""
-        self._note_end(vm_id, process, cause)
-
     def _note_end(self, vm_id: str, process: Incarnation, cause: str | None) -> str | None:
-        run = self._run_of(vm_id, process)
+        """Keep how this incarnation ended beside its logs; returns it, or what was kept before."""
+        run = self._files.run_of(vm_id, process)
         if run is not None and cause is not None:
             with contextlib.suppress(OSError):
                 run.write_exit(cause)
         return cause or (run.exit_cause if run else None)
-
-    def end_of(self, vm_id: str, process: Incarnation) -> str | None:
-        run = self._run_of(vm_id, process)
-        return run.exit_cause if run else None
-
-    def _run_of(self, vm_id: str, process: Incarnation) -> Run | None:
-        return next((run for run in reversed(self._files.runs(vm_id)) if run.process == process), None)
 
     def start(self, spec: VmSpec, generation: int, *, before_exec: Renew, while_waiting: Renew) -> Incarnation:
         try:
