@@ -28,7 +28,34 @@ _SWITCH_INTERVAL_S = 0.0005
 _M_ARENA_MAX, _ARENAS = -8, 1
 _SAY_AGAIN_S = 60.0
 _POLL_S = 0.2
+# Between two tries to reach Redis.
+_SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.25, 4.0
 _OTHER_TAKES_OVER = 70  # exit status: another worker serves this host (EX_SOFTWARE of sysexits.h)
+
+
+class Outage:
+    """An outage of Redis as this worker lives through it: said once, then now and then; asked again ever less often."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._said_at = 0.0
+        self.wait_s: float | None = None
+
+    def goes_on(self, error: str) -> None:
+        now = time.monotonic()
+        if self._since is None or now - self._said_at > _SAY_AGAIN_S:
+            _log.warning("redis is away: nothing is recovered until it is back", error=error)
+            self._said_at = now
+        self._since = self._since or now
+        self.wait_s = min(self.wait_s * 2, _LONGEST_WAIT_S) if self.wait_s else _SHORTEST_WAIT_S
+
+    def ends(self) -> bool:
+        """Redis has answered: whether that is news."""
+        if self._since is None:
+            return False
+        _log.info("redis is back", away_s=round(time.monotonic() - self._since, 1))
+        self._since = self.wait_s = None
+        return True
 
 
 class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is untyped
@@ -51,8 +78,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         _share_one_heap()
         _raise_fd_limit()
-        wants_recovery = settings.enabled and settings.recovery.enabled
-        wakeups = CeleryWakeups(parent.app) if wants_recovery else NoWakeups()
+        wakeups = CeleryWakeups(parent.app) if settings.enabled else NoWakeups()
         self._runtime = start_host_runtime(settings, wakeups)
         self._take_host()
         self._runtime.watcher.start()
@@ -67,6 +93,8 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
             try:
                 holder = self._runtime.lease.acquire()
                 why = f"{holder} serves it" if holder else ""
+                if not holder:
+                    self._runtime.tend()
             except StoreUnavailable as error:
                 why = str(error)
             if not why:
@@ -79,25 +107,22 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
             self._stopping.wait(_POLL_S)
 
     def _live(self) -> None:
-        watching = False
-        away_since: float | None = None
+        outage = Outage()
+        is_watching = False
         while not self._stopping.is_set():
             try:
                 self._heartbeat()
-                if not watching:
+                if outage.ends():
+                    self._runtime.redis_is_back()
+                    is_watching = False
+                if not is_watching:
                     self._catch_up()
-                    watching = True
-                if away_since is not None:
-                    _log.info("redis is back", away_s=round(time.monotonic() - away_since, 1))
-                    away_since, watching = None, True
-                    self._catch_up()
+                    is_watching = True
             except StoreUnavailable as error:
-                if away_since is None:
-                    _log.warning("redis is away: nothing is recovered until it is back", error=str(error))
-                    away_since = time.monotonic()
+                outage.goes_on(str(error))
             except Exception:  # noqa: BLE001 - a dead heartbeat would cost the host its worker
                 _log.exception("host agent: this round failed, the next one tries again")
-            self._stopping.wait(self._runtime.lease.every_s if away_since is None else 1.0)
+            self._stopping.wait(outage.wait_s or self._runtime.lease.every_s)
 
     def _heartbeat(self) -> None:
         holder = self._runtime.lease.acquire()
@@ -106,6 +131,8 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
             _log.critical("another worker serves this host: this one ends", host=self._runtime.host, holder=str(holder))
             worker_state.should_stop = _OTHER_TAKES_OVER
             self._stopping.set()
+            return
+        self._runtime.tend()
 
     def _catch_up(self) -> None:
         """What happened while nobody looked: watch what lives, find what died, drive what was left undone."""

@@ -39,6 +39,7 @@ _TEXTS = {
     "model_attributes_type": _MAPPING,
     "invalid_key": "must be a name in quotes",
     "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "too_short": "must have at least {min_length} entries",

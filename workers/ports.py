@@ -6,19 +6,52 @@ from enum import StrEnum
 from typing import Protocol
 
 from workers.domain.audit import Event
+from workers.domain.breaker import BreakerPolicy, Call, Result
+from workers.domain.epoch import Found, Known
 from workers.domain.evidence import Observation
+from workers.domain.storm import Loss, StormPolicy
+from workers.domain.strays import StrayPolicy
 from workers.domain.vm import Incarnation, State, VmRecord
 from workers.specs import VmSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What keeps recovery within bounds. Durations in ms; `call_ms`: how long a slot is kept for whom it is offered."""
+
+    per_host: int
+    per_fleet: int
+    lease_ms: int
+    call_ms: int
+    events_kept: int
+    breaker: BreakerPolicy
+    storm: StormPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """`owner` is unique per attempt. `token` is the generation under which it acts; later attempts have higher ones."""
+
+    owner: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """A record as it stands in the store. `rev` grows with each write and guards the next one."""
+    """A record as it stands in the store. `rev` grows with each write and guards the next one.
+
+    `waits_for` is the place in whose line the VM stands (`fleet`, `host:<h>`, `breaker:<scope>`); `is_called`: a slot
+    is kept for it.
+    """
 
     record: VmRecord
     rev: int
     lease_owner: str | None = None
     checked_ms: int | None = None
+    waits_for: str | None = None
+    is_called: bool = False
+    version: int = 0
+    spec: VmSpec | None = None
 
     @property
     def leased(self) -> bool:
@@ -40,20 +73,25 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Take the VM's lease and one slot of its host and one of the fleet, or none of them. Without caps: no slots."""
+    """Take the VM's lease, a slot of its host and one of the fleet, and the admission of all its breakers; or nothing.
+
+    `calls` are the breakers and what the attempt counts for in each. None: only the lease (a stop needs no more). The
+    token of the lease is the generation of the change's record.
+    """
 
     owner: str
     ttl_ms: int
-    per_host: int | None = None
-    per_fleet: int | None = None
+    calls: tuple[Call, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One VM's new record, written only if nobody wrote since `rev` was read (0: there must be none).
 
-    `held_by` demands that this owner holds the lease at server time; `release` gives lease and slots back with the
-    write. `check_in_ms`: next check after that long, -1 for no more checks, None to leave the schedule alone.
+    `held_by` demands that this lease holds at server time; `release` gives lease, slots and probes back with the write,
+    and `result` says how the attempt ended. `check_in_ms`: next check after that long, -1 for no more checks, None to
+    leave the schedule alone. `enlist`: the VM needs an attempt now, and stands in line from here on. `loss`: it was
+    lost with this write.
     """
 
     vm_id: str
@@ -63,38 +101,72 @@ class Change:
     check_in_ms: int | None = None
     spec: VmSpec | None = None
     take: Take | None = None
-    held_by: str | None = None
+    held_by: Lease | None = None
     release: bool = False
+    result: Result | None = None
+    enlist: bool = False
+    loss: Loss | None = None
 
 
 class Outcome(StrEnum):
     DONE = "done"
     STALE = "stale"
-    LEASED = "leased"
-    NO_SLOT = "no_slot"  # and stands in line from now on
-    WAITING = "waiting"  # stood in line already
+    LEASED = "leased"  # by somebody else; or not by the one who has to hold it
+    WAITING = "waiting"  # for a slot or a breaker, in line
+    FROZEN = "frozen"  # the data are not those that this host knows
     SCHEMA = "schema"
     NOT_TRIED = "not_tried"
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """One outcome per change, and who is next in line for the slots that were given back: (vm id, host)."""
+class Called:
+    """A slot is kept for this VM: its host should be told. `attempt` is the one that it is for."""
 
-    outcomes: Sequence[Outcome]
-    next_in_line: Sequence[tuple[str, str]] = ()
+    vm_id: str
+    host: str
+    episode: str | None = None
+    attempt: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One outcome per change; who was called; what the store itself decided (waiting, breakers, storms).
+
+    `intact`: the data are those that this host knows, or it knows none.
+    """
+
+    outcomes: Sequence[Outcome] = ()
+    called: Sequence[Called] = ()
+    told: Sequence[Event] = ()
+    intact: bool = True
 
 
 class VmStore(Protocol):
     """The records. Every method raises StoreUnavailable when the store did not answer in time."""
 
-    def read(self, vm_ids: Collection[str]) -> Snapshot: ...
+    def read(self, vm_ids: Collection[str], *, with_specs: bool = False) -> Snapshot: ...
 
-    def write(self, changes: Sequence[Change], *, seen: Collection[str] = (), all_or_nothing: bool = False) -> Written:
+    def write(
+        self,
+        changes: Sequence[Change],
+        *,
+        seen: Collection[str] = (),
+        enlist: Collection[str] = (),
+        all_or_nothing: bool = False,
+    ) -> Written:
         """Apply each change atomically, in order; `seen` ids only get their time of last check renewed.
 
-        With `all_or_nothing`, one refused change leaves all others NOT_TRIED. Who finds no slot stands in line.
+        `enlist` ids are put in line for an attempt, unless they stand there, are called, or have one. With
+        `all_or_nothing`, one refused change leaves all others NOT_TRIED. Who is not admitted stands in line.
         """
+        ...
+
+    def pass_on(self, vm_id: str) -> Written:
+        """The slot that is kept for this VM goes to the next one: it came, and needs none."""
+        ...
+
+    def tend(self, host: str) -> Written:
+        """Look after what time alone brings about: slots nobody came for, cool-downs, storms that are over."""
         ...
 
     def spec(self, vm_id: str) -> VmSpec:
@@ -107,12 +179,61 @@ class VmStore(Protocol):
 
     def ids(self, *, host: str | None = None, state: State | None = None) -> list[str]: ...
 
-    def renew(self, vm_id: str, owner: str, ttl_ms: int) -> bool:
-        """Prolong lease and slots. False: the lease is not ours any more."""
+    def forgotten(self, vm_ids: Sequence[str]) -> dict[str, int]:
+        """Return those that were forgotten and are not registered since, with server time in ms."""
+        ...
+
+    def renew(self, vm_id: str, lease: Lease, ttl_ms: int) -> bool:
+        """Prolong lease, slots and probes. False: the lease is not ours any more."""
         ...
 
     def note(self, events: Sequence[Event]) -> None:
         """Append events that belong to no change of a record."""
+        ...
+
+    def count(self, what: str) -> None:
+        """Add one to a counter of the fleet."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Why a host recovers nothing now. `epoch` is the one it knows, where it does not trust the data."""
+
+    why: str
+    epoch: str = ""
+
+
+class Data(Protocol):
+    """The life of the data in the store. Every method raises StoreUnavailable."""
+
+    def look(self, known: Known | None) -> Found: ...
+
+    def begin(self, known: Known | None) -> Found:
+        """Give the data an epoch if they have none, and look."""
+        ...
+
+    def confirm(self, told: Event) -> Found:
+        """Begin another epoch, which follows this one and those the halted hosts know; `told` says who and why."""
+        ...
+
+    def halt(self, host: str, halt: Halt | None) -> None:
+        """Say that this host recovers nothing now, so that no slot is kept for its VMs; None: it does again."""
+        ...
+
+
+class Memory(Protocol):
+    """What this host remembers of the data."""
+
+    @property
+    def known(self) -> Known | None: ...
+
+    def saw(self, event_id: str) -> None: ...
+
+    def trust(self, known: Known) -> None: ...
+
+    def save(self) -> None:
+        """Keep it over a restart. Raises OSError."""
         ...
 
 
@@ -138,6 +259,14 @@ class Wakeups(Protocol):
     ) -> None: ...
 
     def stop(self, vm_id: str, host: str) -> None: ...
+
+
+class Clock(Protocol):
+    """Time as it passes on this host, also while the host sleeps; nobody can set it."""
+
+    def monotonic(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
 
 
 class Telemetry(Protocol):
@@ -166,6 +295,16 @@ class Running:
     socket: str | None
     guarded: bool
     generation: int | None = None
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StrayFound:
+    """A VMM that no record names, what was decided about it, and why."""
+
+    running: Running
+    decision: StrayPolicy
+    why: str
 
 
 class Prober(Protocol):
@@ -184,8 +323,24 @@ class Prober(Protocol):
 Renew = Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What this host has kept of a VM, Redis or no Redis. Times are server time in ms, 0 for never.
+
+    `generation` is the highest that was ever begun here; `spec` what it was begun with; `process` who it was.
+    """
+
+    vm_id: str
+    generation: int = 0
+    driver: str = ""
+    spec: VmSpec | None = None
+    process: Incarnation | None = None
+    stopped_ms: int = 0
+    forgotten_ms: int = 0
+
+
 class VmHost(Protocol):
-    """The processes of this host. Every method may raise Paused where it would signal or spawn."""
+    """The processes and run directories of this host. Whoever signals or spawns may raise Paused."""
 
     def check_kill_switch(self) -> None:
         """Raises Paused while an operator has stopped every signal and spawn on this host."""
@@ -197,11 +352,33 @@ class VmHost(Protocol):
 
     def inventory(self) -> list[Running]: ...
 
+    def driver_version(self, driver: str) -> str:
+        """Return `name@version` of the driver's program as it is installed now."""
+        ...
+
+    def kept(self, vm_id: str) -> Kept: ...
+
+    def all_kept(self) -> list[str]:
+        """Every VM that has a run directory here."""
+        ...
+
+    def note_stopped(self, vm_id: str, at_ms: int) -> None:
+        """Keep that this VM was brought down on purpose; the next start takes it back."""
+        ...
+
+    def note_forgotten(self, vm_id: str, at_ms: int) -> None:
+        """Keep that this VM was forgotten: a record older than that does not bring it back."""
+        ...
+
+    def tidy(self, vm_id: str) -> bool:
+        """Drop sockets and old generations of a VM that has no live VMM, under its lock. False: somebody holds it."""
+        ...
+
     def fence(self, vm_id: str, process: Incarnation, *, before_signal: Renew) -> str:
         """SIGTERM, grace, SIGKILL, through a pidfd whose identity was checked; returns how it ended.
 
         Gone already is fine. `before_signal` is called before each signal. Raises StopFailed, also where the process
-        is no VMM of this VM, whatever the record says.
+        is no VMM of this VM, whatever the record says, and Unkillable where it outlives SIGKILL.
         """
         ...
 

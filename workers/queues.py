@@ -7,6 +7,7 @@ RECOVER_VM = "workers.tasks.recovery.recover_vm"
 STOP_VM = "workers.tasks.recovery.stop_vm"
 DETECT_ORPHANS = "workers.tasks.orphans.detect_orphans"
 RECONCILE = "workers.tasks.orphans.reconcile"
+REBUILD = "workers.tasks.orphans.rebuild"
 
 CONTROL = "control"
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 
 import structlog
 
@@ -10,11 +11,12 @@ from workers.domain.recovery import WakeUp
 from workers.domain.vm import Incarnation, State, Vantage
 from workers.host.identity import look_at
 from workers.host.rundir import HostFiles
+from workers.host.trouble import Trouble
 from workers.host.watcher import Death, Watcher
 from workers.ports import VmStore
-from workers.services.health import HealthChecks, chunks
-from workers.services.recovery import ForHost, Ignored, Recovery, Result
-from workers.services.sweeps import OrphanDetection, Reconciliation
+from workers.services.health import chunks
+from workers.services.host_services import HostServices
+from workers.services.recovery import ForHost, Ignored, Result
 from workers.store.hosts import HostRegistry, HostWorker
 
 _log = structlog.get_logger(component="worker")
@@ -94,21 +96,23 @@ class HostRuntime:
     def __init__(
         self,
         host: str,
+        services: HostServices,
         *,
         store: VmStore,
-        checks: HealthChecks,
-        recovery: Recovery,
-        orphans: OrphanDetection,
-        reconciliation: Reconciliation,
+        trouble: Trouble,
         watcher: Watcher,
         lease: HostLease,
-        recovery_enabled: bool,
     ) -> None:
         self.host, self.lease, self.watcher = host, lease, watcher
-        self._store, self._checks, self._recovery = store, checks, recovery
-        self._orphans, self._reconciliation = orphans, reconciliation
-        self._recovery_enabled = recovery_enabled
+        self._services, self._store, self._trouble = services, store, trouble
         self.active = False
+
+    def tend(self) -> None:
+        """At each heartbeat."""
+        self._services.tending.tend()
+
+    def redis_is_back(self) -> None:
+        self._trouble.redis_is_back()
 
     def watch_known(self) -> int:
         """Watch every process that the records of this host name; returns how many are watched."""
@@ -122,25 +126,23 @@ class HostRuntime:
     def check(self, vm_ids: Collection[str], deadline_ms: int | None) -> None:
         if self.active:
             began = time.monotonic()
-            report = self._checks.check(vm_ids, deadline_ms)
+            report = self._services.checks.check(vm_ids, deadline_ms)
             took_ms = round((time.monotonic() - began) * 1000, 1)
             _log.debug("checked", vms=report.checked, late=report.late, took_ms=took_ms)
 
     def recover(self, vm_id: str, wake: WakeUp) -> Result:
         if not self.active:
             return Ignored("this worker is passive")
-        if not (self._recovery_enabled or wake.is_manual):
-            return Ignored("recovery is switched off")
-        return self._recovery.recover(vm_id, wake)
+        return self._services.recovery.recover(vm_id, wake)
 
     def stop(self, vm_id: str) -> Result:
-        return self._recovery.stop(vm_id) if self.active else Ignored("this worker is passive")
+        return self._services.recovery.stop(vm_id) if self.active else Ignored("this worker is passive")
 
     def detect_orphans(self, host: str) -> Result | None:
         if host != self.host:
             return ForHost(host)
         if self.active:
-            report = self._orphans.sweep()
+            report = self._services.orphans.sweep()
             _log.debug("orphan detection", **_numbers(report))
         return None
 
@@ -148,8 +150,15 @@ class HostRuntime:
         if host != self.host:
             return ForHost(host)
         if self.active:
-            report = self._reconciliation.sweep()
+            report = self._services.reconciliation.sweep()
             _log.debug("reconciliation", **_numbers(report))
+        return None
+
+    def rebuild(self, host: str, request_id: str | None) -> Result | None:
+        if host != self.host:
+            return ForHost(host)
+        if self.active:
+            _log.info("records rebuilt", **asdict(self._services.rebuild.run(request_id)))
         return None
 
 

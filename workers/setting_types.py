@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from workers.domain.exits import ExitAction
 from workers.durations import Duration, between
 from workers.redis_url import BROKER_SCHEMES, STORE_SCHEMES, RedisUrl, checked
 from workers.specs import matching
@@ -15,6 +16,7 @@ _PREFIX = re.compile(r"[a-z0-9-]{1,16}")
 _PROGRAM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
 _ADDRESS = re.compile(r"[A-Za-z0-9:._-]{1,253}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_EXIT_CAUSE = re.compile(r"(exit|signal) [0-9]{1,3}")
 _BASIC_AUTH = re.compile(r"[^:\s,]+:[^\s,]+")
 
 
@@ -61,6 +63,13 @@ def _check_environment(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
+def _check_exits(actions: dict[str, ExitAction]) -> dict[str, ExitAction]:
+    for cause in actions:
+        if not _EXIT_CAUSE.fullmatch(cause):
+            raise ValueError(f'{cause!r} must be like "exit 152" or "signal 9"')
+    return actions
+
+
 def _check_basic_auth(value: SecretStr) -> SecretStr:
     if not _BASIC_AUTH.fullmatch(value.get_secret_value()):
         raise ValueError('must be "user:password", without spaces and commas')
@@ -78,6 +87,7 @@ Lowered = BeforeValidator(lambda text: text.lower() if isinstance(text, str) els
 Folder = Annotated[Path, BeforeValidator(_absolute)]
 Roots = Annotated[tuple[Folder, ...], BeforeValidator(_split_roots), AfterValidator(_check_roots)]
 Program = Annotated[str, AfterValidator(_check_program)]
+Exits = Annotated[dict[str, ExitAction], AfterValidator(_check_exits)]
 Environment = Annotated[dict[str, str], AfterValidator(_check_environment)]
 # Short enough for demonstrations and tests, long enough to be no mistake.
 Interval = Annotated[Duration, between("10ms", "1d")]

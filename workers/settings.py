@@ -23,6 +23,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from workers.complaints import Complaint, Loc, SeveralComplaints, complaints_in, place, shown
+from workers.domain.exits import ExitAction
+from workers.domain.strays import StrayPolicy
 from workers.durations import Duration, between, format_duration
 from workers.redis_url import RedisUrl, same_database
 from workers.setting_types import (
@@ -30,6 +32,7 @@ from workers.setting_types import (
     BasicAuth,
     BrokerUrl,
     Environment,
+    Exits,
     Folder,
     Interval,
     Lowered,
@@ -73,6 +76,8 @@ class Redis(_Section):
     prefix: Prefix = "rel"
     timeout: Timeout = timedelta(seconds=3)
     connect_timeout: Timeout = timedelta(seconds=2)
+    # The schema version that records are written in; both are read. The older one while a way back is wanted.
+    record_version: Annotated[Whole, Field(ge=1, le=2)] = 2
 
 
 class Broker(_Section):
@@ -105,6 +110,41 @@ class Recovery(_Section):
     lease: Annotated[Duration, between("1s", "1h")] = timedelta(seconds=30)
     stop_grace: Timeout = timedelta(seconds=5)
     start_timeout: Timeout = timedelta(seconds=30)
+    # A slot is kept for so long for the VM that was called for it; it comes at once unless its message got lost.
+    call_timeout: Timeout = timedelta(seconds=10)
+    # Restarts in a row, each within stable_period, for ends that are no failure (the guest rebooted).
+    restart_burst: Annotated[Whole, Field(ge=0, le=1000)] = 5
+
+
+class Breaker(_Section):
+    """Circuit breakers of images, drivers, hosts and the fleet."""
+
+    enabled: bool = True
+    window: Interval = timedelta(minutes=2)
+    min_calls: Annotated[Whole, Field(ge=1, le=10_000)] = 5
+    failure_rate: Annotated[Number, Field(ge=0.01, le=1)] = 0.5
+    cooldown: Interval = timedelta(seconds=30)
+    max_cooldown: Interval = timedelta(minutes=10)
+    probes: Annotated[Whole, Field(ge=1, le=100)] = 1
+    successes: Annotated[Whole, Field(ge=1, le=100)] = 2
+
+
+class Storm(_Section):
+    """When so many VMs are lost at once that recovery starts slowly."""
+
+    window: Interval = timedelta(minutes=1)
+    at_least: Annotated[Whole, Field(ge=1, le=100_000)] = 5
+    host_share: Annotated[Number, Field(ge=0.01, le=1)] = 0.3
+    fleet_share: Annotated[Number, Field(ge=0.01, le=1)] = 0.1
+
+
+class Strays(_Section):
+    """VMMs that no record names, and what VMs at rest leave behind."""
+
+    policy: StrayPolicy = StrayPolicy.REPORT
+    min_age: Interval = timedelta(minutes=5)
+    reaped_per_hour: Annotated[Whole, Field(ge=1, le=100_000)] = 10
+    leftovers_after: Annotated[Duration, between("10ms", "365d")] = timedelta(hours=24)
 
 
 class Worker(_Section):
@@ -135,12 +175,14 @@ class Flower(_Section):
 class FirecrackerDriver(_Section):
     binary: Program = "firecracker"  # or STANDIN
     environment: Environment = Field(default_factory=dict, repr=False)
+    exits: Exits = Field(default_factory=dict)
 
 
 class QemuDriver(_Section):
     binary: Program = "qemu-system-x86_64"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     environment: Environment = Field(default_factory=dict, repr=False)
+    exits: Exits = Field(default_factory=dict)
 
 
 class Drivers(_Section):
@@ -164,6 +206,9 @@ class Settings(_Section):
     broker: Broker = Broker()
     health_check: HealthCheck = HealthCheck()
     recovery: Recovery = Recovery()
+    breaker: Breaker = Breaker()
+    storm: Storm = Storm()
+    strays: Strays = Strays()
     worker: Worker = Worker()
     beat: Beat = Beat()
     events: Events = Events()
@@ -218,6 +263,8 @@ _ORDERS = (
     ),
     _Order("recovery.per_host", "recovery.per_fleet", "the fleet's limit holds for every host"),
     _Order("recovery.per_host", "worker.concurrency", "some threads must stay free for checks", may_equal=False),
+    _Order("breaker.cooldown", "breaker.max_cooldown", "the first cool-down is the shortest"),
+    _Order("breaker.probes", "recovery.per_fleet", "a probe needs a slot"),
 )
 
 
@@ -254,6 +301,8 @@ def text_of(value: object) -> str:
             text = str(value).lower()
         case tuple():
             text = ", ".join(map(str, value))
+        case dict() if all(isinstance(each, ExitAction) for each in value.values()):
+            text = ", ".join(f"{cause}={action}" for cause, action in value.items()) or "none"
         case dict():  # environments: names help, values may be anything
             text = ", ".join(f"{name}=***" for name in value) or "none"
         case SecretStr() if not isinstance(value, RedisUrl):

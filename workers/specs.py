@@ -43,6 +43,7 @@ _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL_NAME}")
 _KERNEL_ARGS = re.compile(r"[ -~]{1,2048}")  # printable ASCII; 2048 is the kernel's own limit on x86
+_IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 _LABELS_MAX, _LABEL_VALUE_MAX = 32, 256
 _PATH_MAX = 4096
 _NO_IMAGES_IN = frozenset({"dev", "proc", "sys"})
@@ -60,6 +61,10 @@ def check_vm_id(text: object) -> str:
     if isinstance(text, str) and _ID.fullmatch(text):
         return text
     raise ValueError(_ID_RULE)
+
+
+def is_vm_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
 
 
 def matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
@@ -108,6 +113,7 @@ MacAddress = Annotated[
     matching(_MAC, "must be like 02:00:00:12:34:56, and not a multicast address (second digit even)"),
 ]  # fmt: skip
 Labels = Annotated[dict[str, str], Field(max_length=_LABELS_MAX), AfterValidator(_check_labels)]
+ImageName = Annotated[str, matching(_IMAGE_NAME, "must be a digest or name of at most 128 letters, digits and ._:/@+-")]
 KernelArgs = Annotated[str, matching(_KERNEL_ARGS, "must be one line of at most 2048 printable ASCII characters")]
 
 
@@ -154,6 +160,7 @@ class _Spec(_Part):
     labels: Labels = Field(default_factory=dict)
     priority: Annotated[int, Field(strict=True, ge=0, le=9)] = 5  # 9 is served first
     durability: Durability = Durability()
+    image: ImageName | None = None  # what the VM was made from: VMs of one image share a circuit breaker
     vcpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     memory_mib: Annotated[int, Field(strict=True, ge=16, le=1_048_576)] = 128
     kernel: ImagePath
@@ -266,6 +273,14 @@ def image_paths(spec: VmSpec) -> Iterator[tuple[str, Path]]:
             yield field, path
     for index, drive in enumerate(spec.drives):
         yield f"drives[{index}].path", drive.path
+
+
+def image_of(spec: VmSpec) -> str:
+    """Name what the VM was made from: the field `image`, else the path of what it boots from."""
+    if spec.image:
+        return spec.image
+    roots = [drive.path for drive in spec.drives if getattr(drive, "root", False)]
+    return str(next(path for path in (spec.rootfs, *roots, spec.initrd, spec.kernel) if path is not None))
 
 
 class ImageRefused(ValueError):

@@ -31,7 +31,7 @@ class Step:
 
 def steps(on: Stage) -> list[Step]:
     runtime = build_host_runtime(on.settings(health_check__timeout="2s"), NoWakeups())
-    checks = runtime._checks
+    checks = runtime._services.checks
     store, prober = Fleet(on.settings()).store, checks._prober
     records: dict[str, VmRecord] = {
         vm_id: stored.record for vm_id, stored in store.read(store.ids(host=HOST)).found.items()

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from tests.conftest import ServerOf
-from tests.support.builders import a_process, a_spec, a_vm
+from tests.support.builders import a_process, a_spec, a_vm, some_limits
 from tests.support.processes import wait_until
 from tests.support.servers import RedisFlavour, empty
 from workers.ports import Change
@@ -36,7 +36,7 @@ def a_schedule(client: redis.Redis, *, interval_ms: int = 30_000, per_message: i
 
 def put(client: redis.Redis, *vm_ids: str, host: str = "host-a") -> None:
     changes = [Change(vm_id, 0, a_vm(vm_id, host=host), check_in_ms=0, spec=a_spec(vm_id)) for vm_id in vm_ids]
-    RedisVmStore(client, prefix="rel", events_kept=100).write(changes)
+    RedisVmStore(client, prefix="rel", limits=some_limits()).write(changes)
 
 
 def serve(client: redis.Redis, host: str = "host-a", owner: str = "me", ttl_ms: int = 60_000) -> HostWorker | None:

@@ -45,7 +45,9 @@ def ask(site: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def other_databases(site: Cluster) -> dict[str, str]:
     """For workers of other hosts: in the first two they would take messages away from the main one."""
-    return {"HOST": "host-b", "REDIS__URL": site.server.url(2), "BROKER__URL": site.server.url(3)}
+    urls = {"REDIS__URL": site.server.url(2), "BROKER__URL": site.server.url(3)}
+    # A host remembers the data of its Redis, and takes no others for them.
+    return urls | {"HOST": "host-b", "STATE_DIR": str(site.folder / "state-b")}
 
 
 def test_impossible_settings_are_refused_on_one_line(site: Cluster) -> None:

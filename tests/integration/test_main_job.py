@@ -97,16 +97,27 @@ def test_a_vm_that_refuses_to_start_is_tried_again_after_its_backoff(shared: Clu
 
 def test_a_vm_that_never_starts_ends_failed_and_a_request_by_hand_gets_it_back(shared: Cluster) -> None:
     before = shared.run_vms("job-never")["job-never"]
-    shared.fault("job-never", '{"refuse_starts": 3, "exit_code": 152}')
+    shared.fault("job-never", '{"refuse_starts": 3, "exit_code": 1}')
     kill(before, signal.SIGKILL)
     failed = shared.wait_state("job-never", State.FAILED)
     assert failed.episode is not None
-    assert "exit 152" in str(failed.episode.error)
+    assert failed.episode.attempt == 3
+    assert "exit 1" in str(failed.episode.error)
 
     send_by_name(shared, "job-never")
 
     shared.wait_healthy("job-never", after=before)
     assert len(shared.live("job-never")) == 1
+
+
+def test_a_configuration_that_its_vmm_will_never_take_is_not_tried_again(shared: Cluster) -> None:
+    before = shared.run_vms("job-wrong")["job-wrong"]
+    shared.fault("job-wrong", '{"refuse_starts": 1, "exit_code": 152}')
+    kill(before, signal.SIGKILL)
+    failed = shared.wait_state("job-wrong", State.FAILED)
+    assert failed.episode is not None
+    assert failed.episode.attempt == 1
+    assert "exit 152: starting it again would end the same way" in str(failed.episode.error)
 
 
 def send_by_name(site: Cluster, vm_id: str, **arguments: str) -> None:

@@ -4,11 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workers.domain.breaker import BreakerPolicy
 from workers.domain.evidence import Evidence, Observation
 from workers.domain.health import HealthPolicy
-from workers.domain.recovery import RecoveryPolicy
+from workers.domain.recovery import CrashPolicy, RecoveryPolicy
+from workers.domain.storm import StormPolicy
 from workers.domain.vm import Episode, Incarnation, Reason, State, Vantage, VmRecord
+from workers.ports import Limits
 from workers.specs import FirecrackerSpec, VmSpec, spec_from
+from workers.vmm.firecracker import EXITS
 
 HOST = "host-a"
 HERE = Vantage(boot_id="boot-1", machine_id="machine-1", pid_ns=1)
@@ -55,7 +59,7 @@ def a_health_policy(**changes: Any) -> HealthPolicy:
         failure_threshold=3,
         recovery_threshold=2,
         start_period_ms=60_000,
-        stable_period_ms=600_000,
+        crash=CrashPolicy(stable_period_ms=600_000, exits={"firecracker": EXITS}),
     )
     return replace(production, **changes)
 
@@ -67,12 +71,40 @@ def a_recovery_policy(**changes: Any) -> RecoveryPolicy:
         backoff_factor=2.0,
         max_retry_interval_ms=300_000,
         recovery_timeout_ms=600_000,
-        stable_period_ms=600_000,
         lease_ms=30_000,
-        per_host=4,
-        per_fleet=64,
+        crash=CrashPolicy(stable_period_ms=600_000, exits={"firecracker": EXITS}),
     )
     return replace(production, **changes)
+
+
+def some_limits(**changes: Any) -> Limits:
+    production = Limits(
+        per_host=4,
+        per_fleet=64,
+        lease_ms=30_000,
+        call_ms=10_000,
+        events_kept=100_000,
+        breaker=a_breaker_policy(),
+        storm=a_storm_policy(),
+    )
+    return replace(production, **changes)
+
+
+def a_breaker_policy(**changes: Any) -> BreakerPolicy:
+    production = BreakerPolicy(
+        window_ms=120_000,
+        min_calls=5,
+        failure_rate=0.5,
+        cooldown_ms=30_000,
+        max_cooldown_ms=600_000,
+        probes=1,
+        successes=2,
+    )
+    return replace(production, **changes)
+
+
+def a_storm_policy(**changes: Any) -> StormPolicy:
+    return replace(StormPolicy(window_ms=60_000, at_least=5, host_share=0.3, fleet_share=0.1), **changes)
 
 
 def a_spec(vm_id: str = "vm-1", *, kernel: Path | str = "/images/vmlinux", **fields: Any) -> VmSpec:

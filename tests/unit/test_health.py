@@ -41,7 +41,7 @@ def test_a_certain_death_needs_no_threshold(evidence: Evidence) -> None:
     assert judgement.record.state is State.ORPHANED
     assert judgement.record.open_episode is not None
     assert judgement.record.open_episode.reason is Reason.PROCESS_DEAD
-    assert judgement.wake_in_ms == 0
+    assert judgement.due_in_ms == 0
 
 
 @pytest.mark.parametrize("evidence", BY_THRESHOLD)
@@ -51,11 +51,11 @@ def test_two_failures_raise_doubt_and_the_third_one_wakes_recovery(evidence: Evi
 
     assert doubted.record.state is State.DEGRADED
     assert doubted.look_again_ms == POLICY.failing_interval_ms
-    assert doubted.wake_in_ms is None
+    assert doubted.due_in_ms is None
     assert lost.record.state is (
         State.UNHEALTHY if RULINGS[evidence].reason is Reason.HEALTH_CHECK_FAILED else State.ORPHANED
     )
-    assert lost.wake_in_ms == 0
+    assert lost.due_in_ms == 0
 
 
 @pytest.mark.parametrize("evidence", [Evidence.OTHER_LISTENER, Evidence.OTHER_VM])
@@ -72,7 +72,7 @@ def test_what_we_could_not_tell_never_counts_towards_killing(evidence: Evidence)
     judgement = after(a_vm(), *[evidence] * 50)
 
     assert judgement.record == a_vm()
-    assert judgement.wake_in_ms is None
+    assert judgement.due_in_ms is None
 
 
 def test_inconclusive_looks_do_not_wash_away_failures() -> None:
@@ -140,25 +140,25 @@ def test_an_announced_stop_is_no_orphan(evidence: Evidence) -> None:
 
     assert judgement.record.state is State.STOPPED
     assert judgement.record.process is None
-    assert judgement.wake_in_ms is None
+    assert judgement.due_in_ms is None
 
 
 def test_a_vm_to_be_stopped_that_fails_checks_is_not_recovered() -> None:
     judgement = after(a_vm(desired=Desired.STOPPED), *[Evidence.NO_ANSWER] * 10)
     assert judgement.record.state is State.HEALTHY
-    assert judgement.wake_in_ms is None
+    assert judgement.due_in_ms is None
 
 
 def test_a_vm_that_was_never_started_asks_for_its_first_attempt() -> None:
     new = a_vm(state=State.STARTING, process=None, generation=0)
-    assert after(new, Evidence.NOT_STARTED) == Judgement(new, wake_in_ms=0)
+    assert after(new, Evidence.NOT_STARTED) == Judgement(new, due_in_ms=0)
 
 
 def test_a_failed_vm_asks_for_nothing_however_often_it_fails() -> None:
     failed = a_vm(state=State.FAILED, episode=an_episode(attempt=3, end=EpisodeEnd.FAILED))
     judgement = after(failed, *[Evidence.PROCESS_ENDED] * 5)
     assert judgement.record.state is State.FAILED
-    assert judgement.wake_in_ms is None
+    assert judgement.due_in_ms is None
 
 
 def test_a_vm_that_dies_again_too_soon_goes_on_with_its_episode_and_waits_for_its_backoff() -> None:
@@ -169,7 +169,7 @@ def test_a_vm_that_dies_again_too_soon_goes_on_with_its_episode_and_waits_for_it
 
     assert judgement.record.open_episode is not None
     assert judgement.record.open_episode.attempt == 1
-    assert judgement.wake_in_ms == 25_000
+    assert judgement.due_in_ms == 25_000
 
 
 def test_a_first_start_is_no_recovery_to_go_on_with() -> None:
@@ -178,16 +178,16 @@ def test_a_first_start_is_no_recovery_to_go_on_with() -> None:
 
     assert judgement.record.open_episode is not None
     assert judgement.record.open_episode.attempt == 0
-    assert judgement.wake_in_ms == 0
+    assert judgement.due_in_ms == 0
 
 
 def test_a_vm_that_was_stable_begins_a_new_episode() -> None:
-    recovered = an_episode(attempt=2, end=EpisodeEnd.RECOVERED, ended_ms=NOW_MS - POLICY.stable_period_ms)
+    recovered = an_episode(attempt=2, end=EpisodeEnd.RECOVERED, ended_ms=NOW_MS - POLICY.crash.stable_period_ms)
     judgement = after(a_vm(episode=recovered), Evidence.PROCESS_ENDED)
 
     assert judgement.record.open_episode is not None
     assert judgement.record.open_episode.attempt == 0
-    assert judgement.wake_in_ms == 0
+    assert judgement.due_in_ms == 0
 
 
 def test_an_older_episode_is_not_told_as_the_reason_of_a_new_doubt() -> None:
@@ -213,7 +213,7 @@ def test_many_sockets_gone_at_once_are_the_monitors_fault(gone: int, of: int, do
     looks = {f"vm-{number}": seen(Evidence.SOCKET_MISSING) for number in range(gone)}
     looks |= {f"vm-{number}": seen(Evidence.ANSWERS) for number in range(gone, of)}
 
-    result = doubt_the_monitor(looks, at_least=5, share=0.5)
+    result = doubt_the_monitor(looks, None, at_least=5, share=0.5)
 
     expected = Evidence.MONITOR_FAULT if doubted else Evidence.SOCKET_MISSING
     assert {result[f"vm-{number}"].evidence for number in range(gone)} == {expected}

@@ -1,83 +1,22 @@
 """Health checks and sweeps against fakes: batches, deadlines, and who is woken."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from tests.support.builders import (
-    HOST,
     NOW_MS,
-    a_health_policy,
     a_lost_vm,
     a_process,
-    a_spec,
     a_vm,
     an_episode,
 )
-from tests.support.fakes import FakeClock, FakeVmHost, FakeVmStore, RecordingTelemetry, RecordingWakeups, Wake
+from tests.support.fakes import Wake, World
 from workers.domain.audit import EventKind
 from workers.domain.errors import StoreUnavailable
 from workers.domain.evidence import Evidence, Verdict
-from workers.domain.vm import Desired, Incarnation, State, VmRecord
+from workers.domain.vm import Desired, State, VmRecord
 from workers.ports import Change, Take
-from workers.services.health import HealthChecks
-from workers.services.sweeps import OrphanDetection, Reconciliation
-
-
-class World:
-    def __init__(self) -> None:
-        self.clock = FakeClock(NOW_MS * 1000)
-        self.store = FakeVmStore(self.clock)
-        self.host = FakeVmHost(a_process())
-        self.wakeups, self.telemetry = RecordingWakeups(), RecordingTelemetry()
-        self.watched: dict[str, Incarnation] = {}
-        self.strays: list[dict[str, Any]] = []
-        self.silent: list[str] = []
-        self.bounded: list[str] = []
-        self.checks = HealthChecks(
-            self.store,
-            self.host,
-            self.wakeups,
-            self.telemetry,
-            host=HOST,
-            policy=a_health_policy(),
-            watch=self.watched.__setitem__,
-        )
-        self.orphans = OrphanDetection(
-            self.store,
-            self.host,
-            self.checks,
-            self.wakeups,
-            self.telemetry,
-            host=HOST,
-            detection_interval_ms=60_000,
-            bound_logs=self.bounded.append,
-        )
-        self.reconciliation = Reconciliation(
-            self.store,
-            self.host,
-            self.telemetry,
-            host_name=HOST,
-            put_strays=self._keep_strays,
-            silent_hosts=lambda: self.silent,
-        )
-
-    def _keep_strays(self, strays: Sequence[dict[str, Any]]) -> None:
-        self.strays = list(strays)
-
-    def put(self, *records: VmRecord) -> None:
-        self.store.write([Change(r.vm_id, 0, r, check_in_ms=0, spec=a_spec(r.vm_id)) for r in records])
-
-    def boot(self, vm_id: str = "vm-1", **changes: Any) -> VmRecord:
-        """A healthy VM with a live process."""
-        record = a_vm(vm_id, process=self.host.boot(vm_id).process, **changes)
-        self.put(record)
-        return record
-
-    def state(self, vm_id: str = "vm-1") -> State:
-        return self.store.rows[vm_id].record.state
 
 
 @pytest.fixture
@@ -97,7 +36,7 @@ def test_a_batch_is_looked_at_and_written_together(world: World) -> None:
     assert world.state("vm-7") is State.ORPHANED
     assert [wake.vm_id for wake in world.wakeups.recovers] == ["vm-7"]
     assert set(world.watched) == set(ids) - {"vm-7"}
-    assert all(world.store.rows[vm_id].checked_ms == NOW_MS for vm_id in ids)
+    assert all(world.rows[vm_id].checked_ms == NOW_MS for vm_id in ids)
 
 
 def test_a_message_past_its_deadline_is_dropped(world: World) -> None:
@@ -139,7 +78,7 @@ def test_a_record_that_changed_meanwhile_is_judged_once_more(world: World) -> No
 
     def meanwhile(_changes: object) -> None:
         world.store.before_write = lambda _again: None
-        row = world.store.rows["vm-1"]
+        row = world.rows["vm-1"]
         row.record, row.rev = replace(row.record, desired=Desired.STOPPED), row.rev + 1
 
     world.store.before_write = meanwhile
@@ -155,7 +94,7 @@ def test_a_verdict_on_an_older_process_is_dropped(world: World) -> None:
 
     def recovered_meanwhile(_changes: object) -> None:
         world.store.before_write = lambda _again: None
-        row = world.store.rows["vm-1"]
+        row = world.rows["vm-1"]
         row.record, row.rev = replace(row.record, process=world.host.boot("vm-1").process), row.rev + 1
 
     world.store.before_write = recovered_meanwhile
@@ -171,7 +110,7 @@ def test_a_death_told_by_the_kernel_is_written_and_woken_at_once(world: World) -
     world.checks.processes_ended({"vm-1": (record.process, "signal 9")})
 
     assert world.state() is State.ORPHANED
-    assert "signal 9" in world.store.events[-1].why
+    assert "signal 9" in world.events[-1].why
     assert len(world.wakeups.recovers) == 1
 
 
@@ -190,7 +129,7 @@ def test_a_death_during_an_attempt_is_the_attempts_own_business(world: World) ->
 
 def test_without_redis_nothing_is_judged(world: World) -> None:
     world.boot()
-    world.store.away = True
+    world.server.away = True
     with pytest.raises(StoreUnavailable):
         world.checks.check(["vm-1"])
 
@@ -262,8 +201,8 @@ def test_a_vmm_without_a_record_is_reported_once_and_left_alone(world: World) ->
     for _ in range(3):
         world.reconciliation.sweep()
 
-    assert [event.kind for event in world.store.events] == [EventKind.STRAY]
-    assert [stray["vm_id"] for stray in world.strays] == ["vm-9"]
+    assert [event.kind for event in world.events] == [EventKind.STRAY]
+    assert [stray.running.vm_id for stray in world.found_strays] == ["vm-9"]
     assert len(world.host.alive) == 1
 
 
@@ -272,20 +211,20 @@ def test_a_vmm_beside_the_one_of_the_record_is_reported(world: World) -> None:
     world.host.alive.clear()
     world.host.boot("vm-1")
     world.reconciliation.sweep()
-    assert [stray["vm_id"] for stray in world.strays] == ["vm-1"]
+    assert [stray.running.vm_id for stray in world.found_strays] == ["vm-1"]
 
 
 def test_a_vmm_of_its_record_is_no_stray(world: World) -> None:
     world.boot()
     world.reconciliation.sweep()
-    assert world.strays == []
+    assert world.found_strays == []
 
 
 def test_a_vm_that_fell_out_of_the_schedule_is_put_back(world: World) -> None:
     world.boot()
-    world.store.rows["vm-1"].due_ms = None
+    world.rows["vm-1"].due_ms = None
     world.reconciliation.sweep()
-    assert world.store.rows["vm-1"].due_ms == NOW_MS
+    assert world.rows["vm-1"].due_ms == NOW_MS
 
 
 def test_the_vms_of_a_silent_host_are_unknown_and_nothing_is_started(world: World) -> None:

@@ -15,12 +15,15 @@ from workers.domain.recovery import (
     Act,
     Exhausted,
     NotYet,
+    Requested,
     Stale,
     WakeUp,
     admit,
     fail,
     fail_attempt,
     gate,
+    lose,
+    request,
     succeed,
 )
 from workers.domain.vm import EDGES, Desired, EpisodeEnd, Reason, State, VmRecord, move
@@ -68,7 +71,15 @@ def test_a_wake_up_before_the_backoff_waits_for_the_rest_of_it() -> None:
 
 def test_a_person_need_not_wait_for_the_backoff() -> None:
     waiting = a_lost_vm(episode=an_episode(attempt=1, next_attempt_ms=NOW_MS + 1234))
-    assert gated(waiting, BY_HAND) == Act()
+    assert gated(waiting, BY_HAND) == Requested()
+
+    asked, told = request(waiting, BY_HAND, POLICY, now_ms=NOW_MS)
+
+    assert gated(asked, BY_HAND) == Act()
+    assert gated(asked) == Act(), "the record asks by itself from here on"
+    assert asked.episode is not None
+    assert (asked.episode.attempt, asked.episode.request_id) == (1, "request-1")
+    assert (told.kind, told.actor) == (EventKind.OVERRIDE, "alice")
 
 
 def test_an_attempt_without_anybody_behind_it_is_abandoned() -> None:
@@ -86,16 +97,25 @@ def test_attempts_and_time_are_limited(spent: dict[str, int]) -> None:
 def test_a_person_gets_a_vm_out_of_failed_with_a_new_episode() -> None:
     failed = a_vm(state=State.FAILED, episode=an_episode(attempt=3, end=EpisodeEnd.FAILED))
 
-    assert gated(failed, BY_HAND) == Act()
-    after, _ = admit(failed, BY_HAND, POLICY, now_us=NOW_US)
+    assert gated(failed, BY_HAND) == Requested()
+    asked, _ = request(failed, BY_HAND, POLICY, now_ms=NOW_MS)
+    assert gated(asked, BY_HAND) == Act()
+    after, _ = admit(asked, BY_HAND, POLICY, now_us=NOW_US)
     assert after.state is State.RECOVERING
     assert after.episode is not None
     assert (after.episode.attempt, after.episode.reason) == (1, Reason.MANUAL)
 
 
-def test_one_request_of_a_person_acts_once() -> None:
-    acted = a_lost_vm(episode=an_episode(attempt=1, request_id="request-1"))
-    assert isinstance(gated(acted, BY_HAND), Stale)
+def test_one_request_of_a_person_is_taken_up_once() -> None:
+    waiting = an_episode(attempt=1, request_id="request-1", next_attempt_ms=NOW_MS + 1)
+    assert isinstance(gated(a_lost_vm(episode=waiting), BY_HAND), Stale)
+    ended = an_episode(attempt=1, request_id="request-1", end=EpisodeEnd.FAILED)
+    assert isinstance(gated(a_vm(state=State.FAILED, episode=ended), BY_HAND), Stale)
+
+
+def test_a_repeated_request_wakes_what_is_due_as_any_message_does() -> None:
+    due = a_lost_vm(episode=an_episode(attempt=1, request_id="request-1"))
+    assert gated(due, BY_HAND) == Act()
 
 
 def test_an_attempt_is_numbered_and_its_successor_timed_before_it_acts() -> None:
@@ -224,3 +244,20 @@ def test_spent_time_adds_up_over_attempts() -> None:
     after, _ = fail_attempt(once, "x", replace(POLICY, max_retries=9), now_ms=NOW_MS + 30, jitter=0)
     assert after.episode is not None
     assert after.episode.spent_ms == 100
+
+
+def test_a_request_that_was_taken_up_is_not_taken_up_again_in_a_later_episode() -> None:
+    asked, _ = request(a_lost_vm(), BY_HAND, POLICY, now_ms=NOW_MS)
+    begun, _ = admit(asked, BY_HAND, POLICY, now_us=NOW_US)
+    recovered, _ = succeed(begun, a_process(pid=200), why="serves", now_ms=NOW_MS)
+    again, _ = lose(
+        recovered,
+        State.ORPHANED,
+        Reason.PROCESS_DEAD,
+        why="gone",
+        actor="test",
+        now_ms=NOW_MS + 1,
+        crash=POLICY.crash,
+    )
+    assert isinstance(gated(again, BY_HAND), Stale)
+    assert gated(again, WakeUp(request_id="request-2")) == Requested()

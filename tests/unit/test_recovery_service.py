@@ -1,73 +1,28 @@
 """Recovery of one VM against fakes: the order of things, and what happens when something else happens meanwhile."""
 
-import itertools
-from dataclasses import replace
-from typing import Any
-
 import pytest
 
 from tests.support.builders import (
-    HOST,
     NOW_MS,
     a_lost_vm,
-    a_process,
-    a_recovery_policy,
     a_spec,
     a_vm,
     an_episode,
 )
-from tests.support.fakes import FakeClock, FakeVmHost, FakeVmStore, RecordingTelemetry, RecordingWakeups
+from tests.support.fakes import World
 from workers.domain.audit import EventKind
 from workers.domain.evidence import Evidence
 from workers.domain.recovery import WakeUp
-from workers.domain.vm import Desired, EpisodeEnd, Incarnation, State, VmRecord
-from workers.ports import Change, Outcome, Take
-from workers.services.recovery import Finished, ForHost, Ignored, Recovery, Result, RetryIn, Waiting
+from workers.domain.vm import Desired, EpisodeEnd, State
+from workers.ports import Change, Take
+from workers.services.recovery import Finished, ForHost, Ignored, Result, RetryIn, Waiting
+from workers.simulator.host import Faults
 
 BY_HAND = WakeUp(request_id="request-1", actor="alice")
 
 
-class World:
-    """One host with its worker, a store, and whatever the test puts there."""
-
-    def __init__(self, **policy: Any) -> None:
-        self.clock = FakeClock(NOW_MS * 1000)
-        self.store = FakeVmStore(self.clock)
-        self.host = FakeVmHost(a_process())
-        self.wakeups, self.telemetry = RecordingWakeups(), RecordingTelemetry()
-        self.watched: dict[str, Incarnation] = {}
-        self.policy = a_recovery_policy(**policy)
-        owners = itertools.count()
-        self.recovery = Recovery(
-            self.store,
-            self.host,
-            self.host,
-            self.wakeups,
-            self.telemetry,
-            host_name=HOST,
-            policy=self.policy,
-            watch=self.watched.__setitem__,
-            new_owner=lambda: f"owner-{next(owners)}",
-            jitter=lambda: 0.0,
-        )
-
-    def put(self, record: VmRecord) -> None:
-        change = Change(record.vm_id, 0, record, check_in_ms=0, spec=a_spec(record.vm_id))
-        assert self.store.write([change]).outcomes == [Outcome.DONE]
-
-    def record(self, vm_id: str = "vm-1") -> VmRecord:
-        return self.store.read([vm_id]).found[vm_id].record
-
-    def recover(self, wake: WakeUp | None = None, vm_id: str = "vm-1") -> Result:
-        return self.recovery.recover(vm_id, wake or WakeUp())
-
-    def update(self, vm_id: str = "vm-1", **changes: Any) -> None:
-        """What somebody else writes."""
-        row = self.store.rows[vm_id]
-        row.record, row.rev = replace(row.record, **changes), row.rev + 1
-
-    def kinds(self) -> list[EventKind]:
-        return [event.kind for event in self.store.events]
+def recover(world: World, wake: WakeUp | None = None, vm_id: str = "vm-1") -> Result:
+    return world.recovery.recover(vm_id, wake or WakeUp())
 
 
 @pytest.fixture
@@ -78,7 +33,7 @@ def world() -> World:
 def test_a_dead_vm_is_started_again_and_its_new_process_watched(world: World) -> None:
     world.put(a_lost_vm())
 
-    result = world.recover()
+    result = recover(world)
 
     assert isinstance(result, Finished)
     record = world.record()
@@ -95,7 +50,7 @@ def test_a_hung_vm_is_fenced_before_the_new_one_starts(world: World) -> None:
     old = world.host.boot("vm-1", hung=True)
     world.put(a_lost_vm(state=State.UNHEALTHY, process=old.process))
 
-    assert isinstance(world.recover(), Finished)
+    assert isinstance(recover(world), Finished)
 
     assert old.process.pid not in world.host.alive
     assert len(world.host.alive) == 1
@@ -106,7 +61,7 @@ def test_a_vm_that_answers_again_is_left_alone(world: World) -> None:
     vmm = world.host.boot("vm-1")
     world.put(a_lost_vm(state=State.UNHEALTHY, process=vmm.process))
 
-    assert isinstance(world.recover(), Finished)
+    assert isinstance(recover(world), Finished)
 
     assert list(world.host.alive) == [vmm.process.pid]
     assert world.host.started == []
@@ -118,7 +73,7 @@ def test_a_vmm_the_record_does_not_know_is_taken_over_not_doubled(world: World) 
     unknown = world.host.boot("vm-1", generation=9)
     world.put(a_lost_vm())
 
-    assert isinstance(world.recover(), Finished)
+    assert isinstance(recover(world), Finished)
 
     assert world.record().process == unknown.process
     assert world.host.started == []
@@ -129,7 +84,7 @@ def test_a_guarded_vmm_the_record_does_not_know_and_that_does_not_serve_is_fence
     world.host.boot("vm-1", generation=9, hung=True)
     world.put(a_lost_vm())
 
-    assert isinstance(world.recover(), Finished)
+    assert isinstance(recover(world), Finished)
     assert len(world.host.alive) == 1
     assert world.host.doubled == []
 
@@ -143,11 +98,11 @@ def test_a_vmm_left_by_a_start_that_was_cut_short_is_no_recovery(world: World) -
     )
     world.host.evidence["vm-1"] = Evidence.DRIFT
 
-    result = world.recover()
+    result = recover(world)
 
     assert isinstance(result, RetryIn)
     world.clock.advance(result.wait_ms)
-    assert isinstance(world.recover(result.wake), Finished)
+    assert isinstance(recover(world, result.wake), Finished)
     assert half.process.pid not in world.host.alive
     assert len(world.host.started) == 1
     assert world.host.doubled == []
@@ -157,7 +112,7 @@ def test_a_known_vmm_that_was_paused_is_left_alone(world: World) -> None:
     vmm = world.host.boot("vm-1")
     world.put(a_lost_vm(state=State.UNHEALTHY, process=vmm.process))
     world.host.evidence["vm-1"] = Evidence.DRIFT
-    assert isinstance(world.recover(), Finished)
+    assert isinstance(recover(world), Finished)
     assert list(world.host.alive) == [vmm.process.pid]
 
 
@@ -165,7 +120,7 @@ def test_an_unguarded_stranger_that_says_it_is_the_vm_is_never_signalled(world: 
     stranger = world.host.boot("vm-1", guarded=False, hung=True)
     world.put(a_lost_vm())
 
-    result = world.recover()
+    result = recover(world)
 
     assert isinstance(result, RetryIn)
     assert list(world.host.alive) == [stranger.process.pid]
@@ -181,7 +136,7 @@ def test_what_we_cannot_judge_is_left_alone_and_costs_no_attempt(world: World, e
     world.put(a_lost_vm(process=vmm.process))
     world.host.evidence["vm-1"] = evidence
 
-    assert isinstance(world.recover(), RetryIn)
+    assert isinstance(recover(world), RetryIn)
 
     assert list(world.host.alive) == [vmm.process.pid]
     assert world.record().episode == a_lost_vm().episode
@@ -191,20 +146,20 @@ def test_a_paused_host_does_nothing_and_spends_no_attempt(world: World) -> None:
     world.put(a_lost_vm())
     world.host.paused = True
 
-    assert isinstance(world.recover(), Ignored)
+    assert isinstance(recover(world), Ignored)
 
     assert world.host.started == []
     assert world.record() == a_lost_vm()
     assert world.kinds() == [EventKind.DEFERRED]
     world.host.paused = False
-    assert isinstance(world.recover(), Finished)
+    assert isinstance(recover(world), Finished)
 
 
 def test_a_failed_attempt_is_written_down_with_the_time_of_the_next_one(world: World) -> None:
     world.put(a_lost_vm())
-    world.host.refuse_starts = 1
+    world.host.faults["vm-1"] = Faults(refuse_starts=1)
 
-    result = world.recover()
+    result = recover(world)
 
     assert isinstance(result, RetryIn)
     assert result.wait_ms == world.policy.retry_interval_ms
@@ -217,25 +172,25 @@ def test_a_failed_attempt_is_written_down_with_the_time_of_the_next_one(world: W
 
 def test_three_failed_attempts_end_in_failed_and_nothing_is_tried_again(world: World) -> None:
     world.put(a_lost_vm())
-    world.host.refuse_starts = 9
+    world.host.faults["vm-1"] = Faults(refuse_starts=9)
     wake = WakeUp()
     for _ in range(2):
-        result = world.recover(wake)
+        result = recover(world, wake)
         assert isinstance(result, RetryIn)
         wake = result.wake
         world.clock.advance(result.wait_ms)
 
-    assert isinstance(world.recover(wake), Finished)
+    assert isinstance(recover(world, wake), Finished)
 
     assert world.record().state is State.FAILED
-    assert isinstance(world.recover(wake), Ignored)
-    assert isinstance(world.recover(), Ignored)
+    assert isinstance(recover(world, wake), Ignored)
+    assert isinstance(recover(world), Ignored)
     assert len(world.host.started) == 3
 
 
 def test_an_early_wake_up_waits_for_the_rest(world: World) -> None:
     world.put(a_lost_vm(episode=an_episode(attempt=1, next_attempt_ms=NOW_MS + 700)))
-    result = world.recover()
+    result = recover(world)
     assert isinstance(result, RetryIn)
     assert result.wait_ms == 700
     assert world.host.started == []
@@ -244,10 +199,10 @@ def test_an_early_wake_up_waits_for_the_rest(world: World) -> None:
 def test_a_doubled_message_changes_nothing(world: World) -> None:
     world.put(a_lost_vm())
     wake = WakeUp(episode="vm-1@1", attempt=1)
-    world.recover(wake)
+    recover(world, wake)
     before = world.record()
 
-    assert isinstance(world.recover(wake), Ignored)
+    assert isinstance(recover(world, wake), Ignored)
 
     assert world.record() == before
     assert len(world.host.started) == 1
@@ -255,22 +210,22 @@ def test_a_doubled_message_changes_nothing(world: World) -> None:
 
 def test_nobody_acts_while_another_attempt_holds_the_lease(world: World) -> None:
     world.put(a_lost_vm())
-    world.store.write([Change("vm-1", 1, a_lost_vm(), take=Take("somebody", 30_000, 4, 64))])
-    assert isinstance(world.recover(), Ignored)
+    world.store.write([Change("vm-1", 1, a_lost_vm(), take=Take("somebody", 30_000, ()))])
+    assert isinstance(recover(world), Ignored)
     assert world.host.started == []
 
 
 def test_an_attempt_whose_worker_died_counts_and_waits_its_backoff(world: World) -> None:
     world.put(a_vm(state=State.RECOVERING, episode=an_episode(attempt=1, running=True, attempt_started_ms=NOW_MS)))
 
-    result = world.recover()
+    result = recover(world)
 
     assert isinstance(result, RetryIn)
     assert result.wait_ms == world.policy.retry_interval_ms
     assert world.host.started == []
     assert world.record().state is State.ORPHANED
     world.clock.advance(result.wait_ms)
-    assert isinstance(world.recover(result.wake), Finished)
+    assert isinstance(recover(world, result.wake), Finished)
     assert world.record().episode is not None
     assert world.record().episode.attempt == 2  # type: ignore[union-attr] # just checked
 
@@ -279,7 +234,7 @@ def test_an_attempt_whose_worker_died_after_the_start_is_completed_not_repeated(
     new = world.host.boot("vm-1", generation=9)
     world.put(a_vm(state=State.RECOVERING, generation=9, episode=an_episode(attempt=1, running=True)))
 
-    assert isinstance(world.recover(), Finished)
+    assert isinstance(recover(world), Finished)
 
     episode = world.record().episode
     assert world.record().process == new.process
@@ -289,21 +244,21 @@ def test_an_attempt_whose_worker_died_after_the_start_is_completed_not_repeated(
 
 
 def test_who_finds_no_slot_waits_in_line_and_is_woken_by_who_frees_one() -> None:
-    world = World(per_host=1)
+    world = World(limits={"per_host": 1})
     world.put(a_lost_vm("vm-1"))
     world.put(a_lost_vm("vm-2"))
     world.host.during_fence = world.host.during_start = lambda _vm_id: None
 
     def meanwhile(_vm_id: str) -> None:
         world.host.during_start = lambda _again: None
-        assert isinstance(world.recover(vm_id="vm-2"), Waiting)
+        assert isinstance(recover(world, vm_id="vm-2"), Waiting)
 
     world.host.during_start = meanwhile
-    world.recover(vm_id="vm-1")
+    recover(world, vm_id="vm-1")
 
     assert [wake.vm_id for wake in world.wakeups.recovers] == ["vm-2"]
-    assert [e.vm_id for e in world.store.events if e.kind is EventKind.DEFERRED] == ["vm-2"]
-    assert isinstance(world.recover(vm_id="vm-2"), Finished)
+    assert [e.vm_id for e in world.events if e.kind is EventKind.DEFERRED] == ["vm-2"]
+    assert isinstance(recover(world, vm_id="vm-2"), Finished)
     assert world.record("vm-2").episode is not None
     assert world.record("vm-2").episode.attempt == 1  # type: ignore[union-attr] # just checked
 
@@ -313,7 +268,7 @@ def test_a_stop_that_comes_before_the_spawn_wins(world: World) -> None:
     world.put(a_lost_vm(state=State.UNHEALTHY, process=old.process))
     world.host.during_fence = lambda _vm_id: world.update(desired=Desired.STOPPED)
 
-    result = world.recover()
+    result = recover(world)
 
     assert isinstance(result, Finished)
     assert world.record().state is State.STOPPED
@@ -325,7 +280,7 @@ def test_a_stop_that_comes_during_the_start_wins_and_is_told(world: World) -> No
     world.put(a_lost_vm())
     world.host.during_start = lambda _vm_id: world.update(desired=Desired.STOPPED)
 
-    world.recover()
+    recover(world)
 
     assert world.record().state is State.STOPPED
     assert world.host.alive == {}
@@ -334,19 +289,19 @@ def test_a_stop_that_comes_during_the_start_wins_and_is_told(world: World) -> No
 
 def test_a_vm_forgotten_during_its_recovery_leaves_no_new_process(world: World) -> None:
     world.put(a_lost_vm())
-    world.host.during_start = world.store.rows.__delitem__
+    world.host.during_start = world.rows.__delitem__
 
-    world.recover()
+    recover(world)
 
     assert world.host.alive == {}
-    assert world.store.rows == {}
+    assert world.rows == {}
 
 
 def test_a_spec_changed_meanwhile_does_not_keep_the_attempt_from_its_commit(world: World) -> None:
     world.put(a_lost_vm())
     world.host.during_start = lambda _vm_id: world.update(priority=9)
 
-    assert isinstance(world.recover(), Finished)
+    assert isinstance(recover(world), Finished)
 
     assert world.record().state is State.HEALTHY
     assert world.record().priority == 9
@@ -357,17 +312,17 @@ def test_an_attempt_that_lost_its_lease_writes_and_kills_nothing(world: World) -
 
     def stall(_vm_id: str) -> None:
         world.clock.advance(world.policy.lease_ms + 1)
-        row = world.store.rows["vm-1"]
-        row.owner, row.lease_end_ms = "successor", world.clock.now_ms + 30_000
+        row = world.rows["vm-1"]
+        row.owner, row.lease_end_ms, row.token = "successor", world.clock.now_ms + 30_000, 99
 
     world.host.during_start = stall
-    before_events = len(world.store.events)
+    before_events = len(world.events)
 
-    assert isinstance(world.recover(), Ignored)
+    assert isinstance(recover(world), Ignored)
 
     assert len(world.host.alive) == 1, "the successor finds it by its lock"
     assert world.record().state is State.RECOVERING
-    assert [event.kind for event in world.store.events[before_events:]] == [EventKind.ATTEMPT_STARTED]
+    assert [event.kind for event in world.events[before_events:]] == [EventKind.ATTEMPT_STARTED]
 
 
 def test_an_attempt_that_lost_its_lease_before_the_spawn_spawns_nothing(world: World) -> None:
@@ -375,18 +330,18 @@ def test_an_attempt_that_lost_its_lease_before_the_spawn_spawns_nothing(world: W
     world.put(a_lost_vm(state=State.UNHEALTHY, process=old.process))
     world.host.during_fence = lambda _vm_id: world.clock.advance(world.policy.lease_ms + 1)
 
-    assert isinstance(world.recover(), Ignored)
+    assert isinstance(recover(world), Ignored)
     assert world.host.started == []
 
 
 def test_without_redis_nothing_is_started(world: World) -> None:
     old = world.host.boot("vm-1", hung=True)
     world.put(a_lost_vm(state=State.UNHEALTHY, process=old.process))
-    world.host.during_fence = lambda _vm_id: setattr(world.store, "away", True)
+    world.host.during_fence = lambda _vm_id: setattr(world.server, "away", True)
 
-    world.recover()
+    recover(world)
 
-    world.store.away = False
+    world.server.away = False
     assert world.host.started == []
     assert world.record().state is State.RECOVERING
 
@@ -395,9 +350,10 @@ def test_a_vmm_that_cannot_be_killed_is_never_doubled(world: World) -> None:
     stuck = world.host.boot("vm-1", hung=True, unkillable=True)
     world.put(a_lost_vm(state=State.UNHEALTHY, process=stuck.process))
 
-    result = world.recover()
+    result = recover(world)
 
-    assert isinstance(result, RetryIn)
+    assert isinstance(result, Finished)
+    assert result.state is State.FAILED
     assert "state D" in result.why
     assert world.host.started == []
     assert not world.store.read(["vm-1"]).found["vm-1"].leased
@@ -408,7 +364,7 @@ def test_a_stop_during_an_attempt_that_cannot_fence_claims_nothing(world: World)
     world.put(a_lost_vm(state=State.UNHEALTHY, process=stuck.process))
     world.host.during_fence = lambda _vm_id: world.update(desired=Desired.STOPPED)
 
-    world.recover()
+    recover(world)
 
     assert list(world.host.alive) == [stuck.process.pid]
     assert world.record().state is not State.STOPPED
@@ -419,9 +375,9 @@ def test_ephemeral_disks_are_started_again_only_where_their_loss_is_allowed(allo
     world = World(allow_data_loss=allowed)
     hung = world.host.boot("vm-1", hung=True)
     world.put(a_lost_vm(state=State.UNHEALTHY, process=hung.process))
-    world.store.rows["vm-1"].spec = a_spec(durability={"disks": "ephemeral"})
+    world.rows["vm-1"].spec = a_spec(durability={"disks": "ephemeral"})
 
-    result = world.recover()
+    result = recover(world)
 
     assert isinstance(result, Finished)
     assert result.state is (State.HEALTHY if allowed else State.FAILED)
@@ -431,43 +387,43 @@ def test_ephemeral_disks_are_started_again_only_where_their_loss_is_allowed(allo
 
 def test_the_first_start_of_a_vm_with_ephemeral_disks_loses_nothing(world: World) -> None:
     world.put(a_vm(state=State.STARTING, process=None))
-    world.store.rows["vm-1"].spec = a_spec(durability={"disks": "ephemeral"})
-    world.recover()
+    world.rows["vm-1"].spec = a_spec(durability={"disks": "ephemeral"})
+    recover(world)
     assert world.record().state is State.HEALTHY
 
 
 def test_a_vm_of_another_host_is_forwarded(world: World) -> None:
     world.put(a_lost_vm(host="host-b"))
-    assert world.recover() == ForHost("host-b")
+    assert recover(world) == ForHost("host-b")
 
 
 def test_an_unknown_vm_is_ignored(world: World) -> None:
-    assert isinstance(world.recover(vm_id="vm-9"), Ignored)
+    assert isinstance(recover(world, vm_id="vm-9"), Ignored)
 
 
 def test_a_request_by_hand_gets_a_vm_out_of_failed_once(world: World) -> None:
     world.put(a_vm(state=State.FAILED, episode=an_episode(attempt=3, end=EpisodeEnd.FAILED)))
 
-    assert isinstance(world.recover(BY_HAND), Finished)
+    assert isinstance(recover(world, BY_HAND), Finished)
     assert world.record().state is State.HEALTHY
     world.host.kill("vm-1")
-    assert isinstance(world.recover(BY_HAND), Ignored)
+    assert isinstance(recover(world, BY_HAND), Ignored)
     assert len(world.host.started) == 1
 
 
 def test_a_request_by_hand_never_kills_a_healthy_vm(world: World) -> None:
     vmm = world.host.boot("vm-1")
     world.put(a_vm(process=vmm.process))
-    assert isinstance(world.recover(BY_HAND), Ignored)
+    assert isinstance(recover(world, BY_HAND), Ignored)
     assert list(world.host.alive) == [vmm.process.pid]
 
 
 def test_a_desired_stop_brings_the_vm_down_without_a_slot() -> None:
-    world = World(per_host=1)
+    world = World(limits={"per_host": 1})
     vmm = world.host.boot("vm-1")
     world.put(a_vm(process=vmm.process, desired=Desired.STOPPED))
     world.put(a_lost_vm("vm-2"))
-    world.store.write([Change("vm-2", 1, a_lost_vm("vm-2"), take=Take("busy", 30_000, 1, 1))])
+    world.store.write([Change("vm-2", 1, a_lost_vm("vm-2"), take=Take("busy", 30_000, ()))])
 
     assert isinstance(world.recovery.stop("vm-1"), Finished)
 
@@ -493,8 +449,25 @@ def test_a_write_between_look_and_admission_makes_the_look_be_taken_again(world:
         world.update(process=vmm.process)
 
     world.store.before_write = healed
-    world.recover()
+    recover(world)
 
     assert len(world.host.alive) == 1
     assert world.host.started == []
     assert world.host.doubled == []
+
+
+def test_with_recovery_switched_off_only_what_a_person_asked_for_is_done_also_after_waiting() -> None:
+    world = World(limits={"per_host": 1}, enabled=False)
+    for vm_id in ("vm-1", "vm-2"):
+        world.put(a_lost_vm(vm_id))
+    assert isinstance(recover(world), Ignored)
+    world.store.write([Change("vm-2", 1, a_lost_vm("vm-2"), take=Take("busy", 30_000, ()))])
+    assert isinstance(recover(world, BY_HAND), Waiting)
+
+    world.clock.advance(30_000)
+    world.tending.tend()
+
+    assert world.wakeups.woken == ["vm-1"]
+    (wake,) = world.wakeups.recovers
+    assert isinstance(recover(world, WakeUp(wake.episode, wake.attempt)), Finished)
+    assert world.record().state is State.HEALTHY

@@ -205,6 +205,17 @@ REFUSED = [
     ("DRIVERS__QEMU__ENVIRONMENT__1A", "x", "drivers.qemu.environment: '1A' cannot be set"),
     ("DRIVERS__QEMU__ENVIRONMENT", "x", "drivers.qemu.environment: must be a mapping of names to values"),
     ("RECOVERY", "3", "recovery: must be a mapping of names to values (got 3, "),
+    ("REDIS__RECORD_VERSION", "3", "redis.record_version: must be at most 2 (got 3, "),
+    ("RECOVERY__RESTART_BURST", "-1", "recovery.restart_burst: must be at least 0 (got -1, "),
+    ("BREAKER__FAILURE_RATE", "0", "breaker.failure_rate: must be at least 0.01 (got 0, "),
+    ("BREAKER__MIN_CALLS", "0", "breaker.min_calls: must be at least 1 (got 0, "),
+    ("BREAKER__PROBES", "0", "breaker.probes: must be at least 1 (got 0, "),
+    ("STORM__HOST_SHARE", "1.5", "storm.host_share: must be at most 1 (got 1.5, "),
+    ("STORM__AT_LEAST", "0", "storm.at_least: must be at least 1 (got 0, "),
+    ("STRAYS__POLICY", "kill", "strays.policy: must be report, adopt or reap (got kill, "),
+    ("STRAYS__REAPED_PER_HOUR", "0", "strays.reaped_per_hour: must be at least 1 (got 0, "),
+    ("DRIVERS__QEMU__EXITS", '{"152": "never"}', "drivers.qemu.exits: '152' must be like \"exit 152\""),
+    ("DRIVERS__QEMU__EXITS", '{"exit 1": "retry"}', "drivers.qemu.exits.exit 1: must be restart, never or default"),
 ]
 
 
@@ -285,6 +296,8 @@ def test_an_unknown_variable_is_refused_with_the_right_spelling(tmp_path: Path) 
         ({"RECOVERY__LEASE": "15s"}, "recovery.lease", "more than 15s"),
         ({"RECOVERY__STOP_GRACE": "13s"}, "recovery.lease", "more than 31s"),
         ({"RECOVERY__LEASE": "3s"}, "recovery.lease", "more than 11.5s"),
+        ({"BREAKER__COOLDOWN": "11m"}, "breaker.cooldown", "at most breaker.max_cooldown, which is 10m"),
+        ({"BREAKER__PROBES": "65"}, "breaker.probes", "at most recovery.per_fleet, which is 64"),
         ({"BROKER__URL": "redis://localhost/0"}, "broker.url", "not be the database of redis.url"),
     ],
 )

@@ -19,11 +19,23 @@ class EventKind(StrEnum):
     OVERRIDE = "override"
     STOPPED_AGAIN = "stopped_again"
     STRAY = "stray"
+    REAPED = "reaped"
+    REBUILT = "rebuilt"
+    BREAKER = "breaker"
+    STORM_BEGAN = "storm_began"
+    STORM_ENDED = "storm_ended"
+    QUARANTINE = "quarantine"
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    CONFIRMED = "confirmed"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`why` is for people; every other field is for machines. The stream's id gives the time."""
+    """`why` is for people; every other field is for machines. The stream's id gives the time.
+
+    `vm_id` and `host` are empty where a decision is about none in particular; then `scope` says what it is about.
+    """
 
     kind: EventKind
     vm_id: str
@@ -36,6 +48,7 @@ class Event:
     generation: int | None = None
     attempt: int | None = None
     request_id: str | None = None
+    scope: str | None = None
 
 
 def event(

@@ -9,7 +9,8 @@ ReliabilityError
 ├── GuardBusy              somebody holds the VM's lock file
 ├── StaleGeneration        the run directory has seen a higher generation
 ├── StartFailed            a VMM did not come up
-├── StopFailed             a VMM did not go away
+├── StopFailed             a VMM could not be stopped
+│   └── Unkillable         it is alive after SIGKILL (state D)
 ├── DriverUnavailable      the VMM's binary is missing or not usable
 └── Paused                 the kill switch of this host is on
 """
@@ -54,15 +55,21 @@ class StaleGeneration(ReliabilityError):
 
 
 class StartFailed(ReliabilityError):
-    def __init__(self, vm_id: str, why: str) -> None:
+    """`cause` is how the new process ended, where it did and that is known: `exit 152`."""
+
+    def __init__(self, vm_id: str, why: str, cause: str | None = None) -> None:
         super().__init__(f"vm {vm_id}: {why}")
-        self.vm_id, self.why = vm_id, why
+        self.vm_id, self.why, self.cause = vm_id, why, cause
 
 
 class StopFailed(ReliabilityError):
     def __init__(self, vm_id: str, why: str) -> None:
         super().__init__(f"vm {vm_id}: {why}")
         self.vm_id, self.why = vm_id, why
+
+
+class Unkillable(StopFailed):
+    """Nothing but the end of what it waits for in the kernel, or a reboot, gets rid of it."""
 
 
 class DriverUnavailable(ReliabilityError):

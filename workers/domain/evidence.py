@@ -1,5 +1,6 @@
 """What a probe can find, and what each finding is worth (DESIGN section 7)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,6 +47,11 @@ class Ruling:
     at_most: int | None = None
     monitor_fault: bool = False
 
+    @property
+    def is_doubtful(self) -> bool:
+        """A failure that only we have seen: no kernel vouches for it."""
+        return self.verdict is Verdict.FAIL and not self.certain
+
 
 _PASS = Ruling(Verdict.PASS)
 _INCONCLUSIVE = Ruling(Verdict.INCONCLUSIVE)
@@ -82,23 +88,34 @@ RULINGS: dict[Evidence, Ruling] = {
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at one VM: what was found, in which words, and how long it took."""
+    """One look at one VM: what was found, in which words, how long it took, and how its process ended if it did."""
 
     evidence: Evidence
     detail: str = ""
     took_ms: float = 0.0
+    cause: str | None = None
 
     @property
     def ruling(self) -> Ruling:
         return RULINGS[self.evidence]
 
 
-def doubt_the_monitor(looks: dict[str, Observation], *, at_least: int, share: float) -> dict[str, Observation]:
-    """Turn missing sockets into a monitor fault where many of a host are gone at once with their processes alive.
+def doubtful(looks: Mapping[str, Observation]) -> list[str]:
+    """The VMs that failed in a way that may be the fault of who looked."""
+    return [vm_id for vm_id, look in looks.items() if look.ruling.is_doubtful]
 
-    A folder swept by accident, or a look from the wrong mount namespace, takes away all sockets together; VMMs lose
-    theirs one by one.
+
+def doubt_the_monitor(
+    looks: dict[str, Observation], trouble: str | None, *, at_least: int, share: float
+) -> dict[str, Observation]:
+    """Turn what only we see into a monitor fault where it may well be our fault: before VMs are doubted, we are.
+
+    `trouble` is what is wrong with ourselves right now: no descriptors, run directory unreadable, Redis just back.
+    Beside that: a folder swept by accident, or a look from the wrong mount namespace, takes away all sockets together;
+    VMMs lose theirs one by one.
     """
+    if trouble is not None:
+        return looks | dict.fromkeys(doubtful(looks), Observation(Evidence.MONITOR_FAULT, trouble))
     gone = [vm_id for vm_id, look in looks.items() if look.evidence is Evidence.SOCKET_MISSING]
     if len(gone) < at_least or len(gone) < share * len(looks):
         return looks

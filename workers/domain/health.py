@@ -5,7 +5,8 @@ from typing import assert_never
 
 from workers.domain.audit import Event, EventKind, event
 from workers.domain.evidence import Evidence, Observation, Ruling, Verdict
-from workers.domain.recovery import lose, withdraw
+from workers.domain.recovery import CrashPolicy, lose, withdraw
+from workers.domain.storm import Loss
 from workers.domain.vm import Desired, Reason, State, VmRecord, move
 
 ACTOR = "health_check"
@@ -25,20 +26,22 @@ class HealthPolicy:
     failure_threshold: int
     recovery_threshold: int
     start_period_ms: int
-    stable_period_ms: int
+    crash: CrashPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """The record after the observation.
 
-    `look_again_ms` overrides the ordinary interval; `wake_in_ms` asks for recovery after that long.
+    `look_again_ms` overrides the ordinary interval; `due_in_ms` asks for an attempt after that long; `loss` says that
+    this VM was lost just now.
     """
 
     record: VmRecord
     events: tuple[Event, ...] = ()
     look_again_ms: int | None = None
-    wake_in_ms: int | None = None
+    due_in_ms: int | None = None
+    loss: Loss | None = None
 
 
 def judge(record: VmRecord, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:
@@ -102,29 +105,33 @@ def _passed(record: VmRecord, policy: HealthPolicy, now_ms: int) -> Judgement:
 def _failed(record: VmRecord, ruling: Ruling, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:
     reason = ruling.reason or Reason.HEALTH_CHECK_FAILED
     if reason is Reason.NOT_STARTED:
-        return Judgement(record, wake_in_ms=0 if is_due(record, now_ms) else None)
+        return Judgement(record, due_in_ms=0 if is_due(record, now_ms) else None)
     if record.state in _SETTLED:
         return Judgement(replace(record, passes=0))
     if ruling.certain:
-        return _lose(record, State.ORPHANED, reason, why=_words(seen), policy=policy, now_ms=now_ms)
+        return _lose(record, State.ORPHANED, reason, seen=seen, policy=policy, now_ms=now_ms)
     if record.state is State.STARTING and now_ms - record.since_ms < policy.start_period_ms:
         return Judgement(record, look_again_ms=policy.failing_interval_ms)
     doubted = replace(record, fails=record.fails + 1, passes=0, doubt=reason)
     if doubted.fails >= min(policy.failure_threshold, ruling.at_most or policy.failure_threshold):
         to = State.UNHEALTHY if reason is Reason.HEALTH_CHECK_FAILED else State.ORPHANED
-        return _lose(doubted, to, reason, why=_words(seen), policy=policy, now_ms=now_ms)
+        return _lose(doubted, to, reason, seen=seen, policy=policy, now_ms=now_ms)
     after = move(doubted, State.DEGRADED, now_ms=now_ms)
     changed = after.state is not record.state
     events = (event(EventKind.TRANSITION, after, actor=ACTOR, why=_words(seen), before=record.state),)
     return Judgement(after, events if changed else (), look_again_ms=policy.failing_interval_ms)
 
 
-def _lose(record: VmRecord, to: State, reason: Reason, *, why: str, policy: HealthPolicy, now_ms: int) -> Judgement:
+def _lose(
+    record: VmRecord, to: State, reason: Reason, *, seen: Observation, policy: HealthPolicy, now_ms: int
+) -> Judgement:
     after, events = lose(
-        record, to, reason, why=why, actor=ACTOR, now_ms=now_ms, stable_period_ms=policy.stable_period_ms
+        record, to, reason, why=_words(seen), actor=ACTOR, now_ms=now_ms, crash=policy.crash, cause=seen.cause
     )
-    next_attempt_ms = after.episode.next_attempt_ms if after.episode else 0
-    return Judgement(after, events, wake_in_ms=max(0, next_attempt_ms - now_ms))
+    loss = Loss.CERTAIN if seen.ruling.certain else Loss.UNCERTAIN
+    if after.open_episode is None:
+        return Judgement(after, events, loss=loss)
+    return Judgement(after, events, due_in_ms=max(0, after.open_episode.next_attempt_ms - now_ms), loss=loss)
 
 
 def is_due(record: VmRecord, now_ms: int) -> bool:

@@ -1,14 +1,34 @@
 """Episodes and attempts: when a loss begins one, whether an attempt may act now, and what each outcome does."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from workers.domain.audit import Event, EventKind, event
 from workers.domain.backoff import delay_ms
+from workers.domain.breaker import Result
+from workers.domain.exits import ExitAction, ExitTable, action_for
 from workers.domain.vm import Desired, Episode, EpisodeEnd, Incarnation, Reason, State, VmRecord, move
 
 ACTOR = "recovery"
 
+_ACTED = "this request has acted already"
 _RECOVERABLE = frozenset({State.STARTING, State.UNHEALTHY, State.ORPHANED, State.RECOVERING})
+
+
+@dataclass(frozen=True, slots=True)
+class CrashPolicy:
+    """What the end of a VMM means for the VM's next episode.
+
+    A VM that is lost again within `stable_period_ms` goes on with its last episode. An end that is no failure (a guest
+    that rebooted) begins a new one, but not more than `restart_burst` times in a row.
+    """
+
+    stable_period_ms: int
+    restart_burst: int = 5
+    exits: Mapping[str, ExitTable] = field(default_factory=dict)
+
+    def action_for(self, driver: str, cause: str | None) -> ExitAction:
+        return action_for(self.exits, driver, cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +40,11 @@ class RecoveryPolicy:
     backoff_factor: float
     max_retry_interval_ms: int
     recovery_timeout_ms: int
-    stable_period_ms: int
     lease_ms: int
-    per_host: int
-    per_fleet: int
+    crash: CrashPolicy
+    # Off: only what a person asks for is done.
+    enabled: bool = True
+    breakers: bool = True
     allow_data_loss: bool = False
 
     def backoff_ms(self, attempt: int, jitter: float = 0.0) -> int:
@@ -53,9 +74,19 @@ class WakeUp:
         return self.request_id is not None
 
 
+def needs_attempt(record: VmRecord) -> bool:
+    """Whether an attempt, now or later, is all that can help this VM."""
+    return record.desired is Desired.RUNNING and record.state in _RECOVERABLE
+
+
 @dataclass(frozen=True, slots=True)
 class Act:
     """An attempt may be admitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A person asks for something new: it is written into the record first, and lives on there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,42 +111,58 @@ class Abandoned:
     """The attempt that should be running has nobody behind it any more."""
 
 
-Gate = Act | NotYet | Stale | Exhausted | Abandoned
+Gate = Act | Requested | NotYet | Stale | Exhausted | Abandoned
 
 
 def gate(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, leased: bool, now_ms: int) -> Gate:  # noqa: PLR0911 - one early return per way out
     """Say whether `wake` may lead to an attempt on `record`, whose lease is held by somebody if `leased`."""
-    episode = record.open_episode
     if record.desired is Desired.STOPPED:
         return Stale("vm is to be stopped")
     if leased:
         return Stale("an attempt is in flight")
-    if wake.is_manual:
-        return _gate_manual(record, wake)
-    if record.state not in _RECOVERABLE:
-        return Stale(f"vm is {record.state}")
-    if _is_for_another(episode, wake):
-        return Stale("message of an older attempt or episode")
+    if record.attempt_running:
+        return Abandoned()
+    if _asks_anew(record, wake):
+        return Requested() if record.state in _RECOVERABLE | {State.FAILED} else Stale(f"vm is {record.state}")
+    if why := _why_stale(record, wake, policy):
+        return Stale(why)
+    episode = record.open_episode
     if episode is None:
         return Act()
-    if episode.running:
-        return Abandoned()
     if policy.is_exhausted(episode):
         return Exhausted(_exhaustion(episode, policy))
     if episode.next_attempt_ms > now_ms:
-        return NotYet(episode.next_attempt_ms - now_ms)
+        # A repeated request is no second message for the attempt that waits.
+        return Stale(_ACTED) if wake.is_manual else NotYet(episode.next_attempt_ms - now_ms)
     return Act()
 
 
-def _gate_manual(record: VmRecord, wake: WakeUp) -> Gate:
-    """A person overrides backoff and `failed`; never a running VM, and each request acts once."""
-    if record.episode is not None and record.episode.request_id == wake.request_id:
-        return Stale("this request has acted already")
-    if record.state not in _RECOVERABLE | {State.FAILED}:
-        return Stale(f"vm is {record.state}")
-    if record.attempt_running:
-        return Abandoned()
-    return Act()
+def _why_stale(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy) -> str | None:
+    episode = record.open_episode
+    if record.state not in _RECOVERABLE:
+        return f"vm is {record.state}"
+    if not policy.enabled and (episode is None or episode.request_id is None):
+        return _ACTED if wake.is_manual else "recovery is switched off"
+    return "message of an older attempt or episode" if _is_for_another(episode, wake) else None
+
+
+def _asks_anew(record: VmRecord, wake: WakeUp) -> bool:
+    """Each request is taken up once, however often its message comes."""
+    taken_up = {record.last_request, record.episode.request_id if record.episode else None}
+    return wake.is_manual and wake.request_id not in taken_up
+
+
+def request(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, now_ms: int) -> tuple[VmRecord, Event]:
+    """Take up what a person asked for: an attempt is due now, whatever the backoff, also after the last one failed."""
+    episode = record.open_episode
+    if episode is None or policy.is_exhausted(episode):
+        reason = Reason.NOT_STARTED if record.state is State.STARTING else Reason.MANUAL
+        episode = _new_episode(record, reason, now_ms)
+    to = State.ORPHANED if record.state is State.FAILED else record.state
+    asked = replace(episode, next_attempt_ms=now_ms, request_id=wake.request_id)
+    after = replace(move(record, to, now_ms=now_ms), episode=asked, last_request=wake.request_id)
+    why = "recovery requested: an attempt is due now"
+    return after, event(EventKind.OVERRIDE, after, actor=wake.actor, why=why, before=record.state)
 
 
 def _is_for_another(episode: Episode | None, wake: WakeUp) -> bool:
@@ -123,7 +170,7 @@ def _is_for_another(episode: Episode | None, wake: WakeUp) -> bool:
         return False
     if episode is None or episode.id != wake.episode:
         return True
-    return wake.attempt is not None and wake.attempt <= episode.attempt and not episode.running
+    return wake.attempt is not None and wake.attempt <= episode.attempt
 
 
 def _exhaustion(episode: Episode, policy: RecoveryPolicy) -> str:
@@ -133,19 +180,49 @@ def _exhaustion(episode: Episode, policy: RecoveryPolicy) -> str:
 
 
 def lose(
-    record: VmRecord, to: State, reason: Reason, *, why: str, actor: str, now_ms: int, stable_period_ms: int
+    record: VmRecord,
+    to: State,
+    reason: Reason,
+    *,
+    why: str,
+    actor: str,
+    now_ms: int,
+    crash: CrashPolicy,
+    cause: str | None = None,
 ) -> tuple[VmRecord, tuple[Event, ...]]:
-    """Open an episode, or go on with the last one where the VM did not stay up for `stable_period_ms`."""
-    after = replace(move(record, to, now_ms=now_ms), episode=_next_episode(record, reason, now_ms, stable_period_ms))
-    return after, (event(EventKind.TRANSITION, after, actor=actor, why=why, before=record.state),)
+    """Open an episode, or go on with the last one where the VM did not stay up; give up where starting cannot help."""
+    action = crash.action_for(record.driver, cause)
+    episode, restarts = _next_episode(record, reason, action, now_ms, crash)
+    moved = move(record, to, now_ms=now_ms)
+    after = replace(moved, episode=episode, restarts=restarts, last_exit=cause or record.last_exit)
+    events = (event(EventKind.TRANSITION, after, actor=actor, why=why, before=record.state),)
+    if action is not ExitAction.NEVER:
+        return after, events
+    failed, told = fail(after, never_again(cause), now_ms=now_ms)
+    return failed, (*events, told)
 
 
-def _next_episode(record: VmRecord, reason: Reason, now_ms: int, stable_period_ms: int) -> Episode:
+def never_again(cause: str | None) -> str:
+    return f"{cause}: starting it again would end the same way; mend its configuration"
+
+
+def _next_episode(
+    record: VmRecord, reason: Reason, action: ExitAction, now_ms: int, crash: CrashPolicy
+) -> tuple[Episode, int]:
+    """Return the episode, and how many restarts in a row were no failure."""
     last = record.episode
     if last is not None and last.is_open:
-        return last
-    if last is not None and _is_unstable_since(last, now_ms, stable_period_ms):
-        return replace(last, reason=reason, end=None, ended_ms=0, running=False)
+        return last, record.restarts
+    is_stable = last is None or not _is_unstable_since(last, now_ms, crash.stable_period_ms)
+    restarts = 0 if is_stable else record.restarts
+    if action is ExitAction.RESTART and restarts < crash.restart_burst:
+        return _new_episode(record, reason, now_ms), restarts + 1
+    if last is None or is_stable:
+        return _new_episode(record, reason, now_ms), 0
+    return replace(last, reason=reason, end=None, ended_ms=0, running=False, request_id=None), restarts
+
+
+def _new_episode(record: VmRecord, reason: Reason, now_ms: int) -> Episode:
     return Episode(id=f"{record.vm_id}@{now_ms}", reason=reason, started_ms=now_ms)
 
 
@@ -163,10 +240,15 @@ def withdraw(record: VmRecord, now_ms: int) -> VmRecord:
     return replace(record, episode=replace(episode, end=EpisodeEnd.WITHDRAWN, running=False, ended_ms=now_ms))
 
 
-def admit(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, now_us: int) -> tuple[VmRecord, Event]:
-    """Begin the next attempt: number, generation and the earliest time of the one after it, before anything is done."""
+def admit(
+    record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, now_us: int, seen_generation: int = 0
+) -> tuple[VmRecord, Event]:
+    """Begin the next attempt: number, generation and the earliest time of the one after it, before anything is done.
+
+    The generation grows also where the record was lost or rolled back: beyond server time and what the host has seen.
+    """
     now_ms = now_us // 1000
-    episode = _episode_for(record, wake, policy, now_ms)
+    episode = record.open_episode or _new_episode(record, Reason.NOT_STARTED, now_ms)
     attempt = episode.attempt + 1
     begun = replace(
         episode,
@@ -174,21 +256,20 @@ def admit(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, now_us: int
         running=True,
         attempt_started_ms=now_ms,
         next_attempt_ms=now_ms + policy.backoff_ms(attempt + 1),
-        request_id=wake.request_id or episode.request_id,
     )
     to = State.STARTING if begun.reason is Reason.NOT_STARTED else State.RECOVERING
-    generation = max(record.generation + 1, now_us)
+    generation = max(record.generation + 1, seen_generation + 1, now_us)
     after = replace(move(record, to, now_ms=now_ms), episode=begun, generation=generation)
     why = f"attempt {attempt} of {policy.max_retries}"
     return after, event(EventKind.ATTEMPT_STARTED, after, actor=wake.actor, why=why, before=record.state)
 
 
-def _episode_for(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, now_ms: int) -> Episode:
-    episode = record.open_episode
-    if episode is not None and not (wake.is_manual and policy.is_exhausted(episode)):
-        return episode
-    reason = Reason.NOT_STARTED if record.state is State.STARTING else Reason.MANUAL
-    return Episode(id=f"{record.vm_id}@{now_ms}", reason=reason, started_ms=now_ms)
+def attempt_result(before: VmRecord, after: VmRecord) -> Result | None:
+    """Say what the end of an attempt counts for in the breakers; None where none ended, or it says nothing."""
+    if not before.attempt_running or after.attempt_running or after.desired is Desired.STOPPED:
+        return None
+    recovered = after.episode is not None and after.episode.end is EpisodeEnd.RECOVERED
+    return Result.SUCCESS if recovered else Result.FAILURE
 
 
 def fail_attempt(
@@ -204,16 +285,17 @@ def fail_attempt(
         next_attempt_ms=now_ms + policy.backoff_ms(episode.attempt + 1, jitter),
     )
     if policy.is_exhausted(failed):
-        return fail(replace(record, episode=failed), _exhaustion(failed, policy), now_ms=now_ms)
+        return fail(replace(record, episode=failed), _exhaustion(failed, policy), now_ms=now_ms, error=error)
     to = State.STARTING if failed.reason is Reason.NOT_STARTED else State.ORPHANED
     after = replace(move(record, to, now_ms=now_ms), episode=failed)
     return after, event(EventKind.ATTEMPT_FAILED, after, actor=ACTOR, why=error, before=record.state)
 
 
-def fail(record: VmRecord, why: str, *, now_ms: int) -> tuple[VmRecord, Event]:
-    """End the episode: only a person, or the VM itself, gets it out of `failed`."""
-    episode = record.open_episode
-    ended = replace(episode, running=False, end=EpisodeEnd.FAILED, ended_ms=now_ms) if episode else None
+def fail(record: VmRecord, why: str, *, now_ms: int, error: str | None = None) -> tuple[VmRecord, Event]:
+    """End the episode: only a person, or the VM itself, gets it out of `failed`. `error` is what went wrong last."""
+    reason = Reason.NOT_STARTED if record.process is None else record.doubt or Reason.MANUAL
+    episode = record.open_episode or _new_episode(record, reason, now_ms)
+    ended = replace(episode, running=False, end=EpisodeEnd.FAILED, ended_ms=now_ms, error=error or why)
     after = replace(move(record, State.FAILED, now_ms=now_ms), episode=ended)
     return after, event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state, ended=ended)
 

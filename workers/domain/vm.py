@@ -61,7 +61,7 @@ EDGES: dict[State, frozenset[State]] = {
     ),
     State.ORPHANED: frozenset({State.HEALTHY, State.RECOVERING, State.FAILED, State.STOPPED, State.STARTING}),
     State.RECOVERING: frozenset({State.HEALTHY, State.ORPHANED, State.FAILED, State.STOPPED}),
-    State.FAILED: frozenset({State.HEALTHY, State.RECOVERING, State.STARTING, State.STOPPED}),
+    State.FAILED: frozenset({State.HEALTHY, State.ORPHANED, State.STARTING, State.STOPPED}),
     State.STOPPED: frozenset({State.STARTING}),
     State.UNKNOWN: frozenset(
         {State.HEALTHY, State.DEGRADED, State.UNHEALTHY, State.ORPHANED, State.STARTING, State.STOPPED}
@@ -134,7 +134,14 @@ class VmRecord:
     doubt: Reason | None = None
     episode: Episode | None = None
     priority: int = 5
+    # How the last incarnation ended, where that is known: `exit 0`, `signal 9`.
     last_exit: str | None = None
+    # Since version 2. When the record was made: what was forgotten later than that must not rise again.
+    created_ms: int = 0
+    # Since version 2. The last request of a person that was taken up: each is, once.
+    last_request: str | None = None
+    # Since version 2. Restarts in a row that were no failure (the guest rebooted), each within the stable period.
+    restarts: int = 0
 
     @property
     def open_episode(self) -> Episode | None:

@@ -82,7 +82,7 @@ class NewVmm:
         """Wait a little, unless the process has ended or time is up."""
         young = time.monotonic() - self._began < _QUICK_PERIOD_S
         if wait_end(self._pidfd, _QUICK_TRY_S if young else _SLOW_TRY_S):
-            raise StartFailed(self._spec.id, f"ended before it served: {self._cause()}")
+            raise self._ended()
         if time.monotonic() >= self._deadline:
             raise StartFailed(self._spec.id, f"not serving in time: {missing}")
         if not young:
@@ -90,11 +90,11 @@ class NewVmm:
 
     def _between(self) -> None:
         if wait_end(self._pidfd, 0):
-            raise StartFailed(self._spec.id, f"ended before it served: {self._cause()}")
+            raise self._ended()
         self._while_waiting()
 
-    def _cause(self) -> str:
+    def _ended(self) -> StartFailed:
         cause = exit_cause(self._pidfd)
         if cause is not None:
             self._run.write_exit(cause)
-        return cause or "cause unknown"
+        return StartFailed(self._spec.id, f"ended before it served: {cause or 'cause unknown'}", cause)

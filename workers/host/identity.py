@@ -1,6 +1,7 @@
 """Which process is which: reads /proc, never decides."""
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from workers.domain.evidence import Evidence
 from workers.domain.vm import Incarnation, Vantage
 
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _ENDED_STATES = frozenset("ZXx")
 
 
@@ -70,6 +72,11 @@ def incarnation_of(pid: int, vantage: Vantage) -> Incarnation | None:
     if stat is None or stat.has_ended:
         return None
     return Incarnation(pid, stat.start_ticks, vantage.boot_id, vantage.machine_id, vantage.pid_ns)
+
+
+def age_s(process: Incarnation) -> float:
+    """Return how long ago this process of this boot began; its start is counted in clock ticks since boot (proc(5))."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_ticks / _TICKS_PER_S)
 
 
 def look_at(process: Incarnation, vantage: Vantage) -> Evidence | None:

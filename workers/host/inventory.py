@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from workers.domain.vm import Vantage
-from workers.host.identity import incarnation_of
+from workers.host.identity import age_s, incarnation_of
 from workers.host.rundir import SOCKET_NAME, HostFiles
 from workers.ports import Running
-from workers.specs import check_vm_id
+from workers.specs import is_vm_id
 from workers.vmm.driver import Claim, Driver
 
 # Set in the environment of every VMM we start. Two hosts by name may share a machine (a demo, a test, a second fleet):
@@ -45,10 +45,18 @@ class Inventory:
         if vm_id is None or self._is_of_another_host(pid):
             return
         process = incarnation_of(pid, self._vantage)
-        if process is None or not _is_id(vm_id):
+        if process is None or not is_vm_id(vm_id):
             return
         socket = os.path.join(cwd, claim.socket or SOCKET_NAME) if claim else None
-        yield Running(vm_id, driver, process, socket, guarded=guarded is not None, generation=_generation(cwd))
+        yield Running(
+            vm_id,
+            driver,
+            process,
+            socket,
+            guarded=guarded is not None,
+            generation=_generation(cwd),
+            age_s=age_s(process),
+        )
 
     def _guarded_id(self, pid: int) -> str | None:
         """The VM whose lock file is the stdin of this process."""
@@ -79,11 +87,3 @@ def _generation(cwd: str) -> int | None:
     """A VMM of ours runs in the folder of its generation."""
     name = Path(cwd).name
     return int(name) if name.isdigit() else None
-
-
-def _is_id(text: str) -> bool:
-    try:
-        check_vm_id(text)
-    except ValueError:
-        return False
-    return True

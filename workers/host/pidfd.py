@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
-from workers.domain.errors import StopFailed
+from workers.domain.errors import StopFailed, Unkillable
 from workers.domain.evidence import Evidence
 from workers.domain.vm import Incarnation, Vantage
 from workers.host.identity import look_at, read_stat
@@ -93,7 +93,7 @@ def _exit_cause_of_a_stranger(fd: int) -> str | None:
 
 
 def terminate(fd: int, process: Incarnation, *, grace_s: float, before_signal: Callable[[], None]) -> None:
-    """SIGTERM, grace, SIGKILL, and confirm that the process has gone. Raises StopFailed.
+    """SIGTERM, grace, SIGKILL, and confirm that the process has gone. Raises Unkillable.
 
     `before_signal` runs before each signal and about twice a second in between; what it raises ends everything.
     A stopped process cannot act on SIGTERM, so it gets no grace.
@@ -106,7 +106,7 @@ def terminate(fd: int, process: Incarnation, *, grace_s: float, before_signal: C
     _signal(fd, signal.SIGKILL, before_signal)
     if not _wait_in_slices(fd, max(grace_s, 1.0), before_signal):
         stat = read_stat(process.pid)
-        raise StopFailed(str(process.pid), f"alive after SIGKILL, in state {stat.state if stat else 'unknown'}")
+        raise Unkillable(str(process.pid), f"alive after SIGKILL, in state {stat.state if stat else 'unknown'}")
 
 
 def _signal(fd: int, number: signal.Signals, before_signal: Callable[[], None]) -> None:

@@ -3,30 +3,37 @@
 <state_dir>/locks/<vm>.lock            held by the VMM for its whole life as its stdin; never swept, never unlinked
 <state_dir>/runs/<vm>/<generation>/    intent.json identity.json exit.json api.sock console.log vmm.log
 <state_dir>/runs/<vm>/current          link to the last generation that was begun
+<state_dir>/runs/<vm>/stopped.json     it was brought down on purpose; gone with the next start
+<state_dir>/runs/<vm>/forgotten.json   its record was forgotten; gone with the next start
+<state_dir>/epoch.json                 what this host remembers of the data in Redis (host/memory.py)
 <state_dir>/PAUSE                      the kill switch
 """
 
 import fcntl
-import json
 import os
 import shutil
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from workers.domain.errors import GuardBusy, Paused, StaleGeneration
+from workers.domain.errors import GuardBusy, Paused
+from workers.domain.guard import check_generation
 from workers.domain.vm import Incarnation
-from workers.specs import check_vm_id
+from workers.host.files import read_json, write_json
+from workers.ports import Kept
+from workers.specs import VmSpec, check_vm_id, is_vm_id, parse_spec
 
 SOCKET_NAME = "api.sock"
+_STOPPED, _FORGOTTEN = "stopped.json", "forgotten.json"
 CONSOLE = "console.log"
 VMM_LOG = "vmm.log"
 GENERATIONS_KEPT = 3
+# As long as Redis keeps it (scripts/write.lua).
+_FORGOTTEN_KEPT_S = 30 * 24 * 3600
 _TAIL_BYTES = 1 << 20
 _LOCK_TRY_S = 0.002
 _INCARNATION = TypeAdapter(Incarnation)
@@ -46,12 +53,21 @@ class Run:
 
     @property
     def driver(self) -> str | None:
-        intent = _read_json(self.path / "intent.json")
+        intent = read_json(self.path / "intent.json")
         return str(intent["driver"]) if intent and "driver" in intent else None
 
     @property
+    def spec(self) -> VmSpec | None:
+        """What it was begun with, None if that is damaged."""
+        intent = read_json(self.path / "intent.json")
+        try:
+            return parse_spec(str(intent["spec"])) if intent and "spec" in intent else None
+        except ValueError:
+            return None
+
+    @property
     def process(self) -> Incarnation | None:
-        known = _read_json(self.path / "identity.json")
+        known = read_json(self.path / "identity.json")
         try:
             return _INCARNATION.validate_python(known) if known else None
         except ValidationError:
@@ -59,14 +75,14 @@ class Run:
 
     @property
     def exit_cause(self) -> str | None:
-        end = _read_json(self.path / "exit.json")
+        end = read_json(self.path / "exit.json")
         return str(end["cause"]) if end and "cause" in end else None
 
     def write_process(self, process: Incarnation) -> None:
-        _write_json(self.path / "identity.json", asdict(process))
+        write_json(self.path / "identity.json", asdict(process))
 
     def write_exit(self, cause: str) -> None:
-        _write_json(self.path / "exit.json", {"cause": cause})
+        write_json(self.path / "exit.json", {"cause": cause})
 
 
 class HostFiles:
@@ -75,11 +91,11 @@ class HostFiles:
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self.locks = state_dir / "locks"
-        self._runs = state_dir / "runs"
+        self.runs_dir = state_dir / "runs"
         self._pause = state_dir / "PAUSE"
 
     def prepare(self) -> None:
-        for folder in (self.state_dir, self.locks, self._runs):
+        for folder in (self.state_dir, self.locks, self.runs_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def check_kill_switch(self) -> None:
@@ -116,7 +132,7 @@ class HostFiles:
 
     def runs(self, vm_id: str) -> list[Run]:
         """All generations that are still kept, oldest first."""
-        folder = self._runs / check_vm_id(vm_id)
+        folder = self.runs_dir / check_vm_id(vm_id)
         try:
             names = [entry.name for entry in folder.iterdir()]
         except FileNotFoundError:
@@ -125,7 +141,7 @@ class HostFiles:
         return [Run(vm_id, number, folder / str(number)) for number in numbers]
 
     def run(self, vm_id: str, generation: int) -> Run:
-        return Run(vm_id, generation, self._runs / check_vm_id(vm_id) / str(generation))
+        return Run(vm_id, generation, self.runs_dir / check_vm_id(vm_id) / str(generation))
 
     def run_of(self, vm_id: str, process: Incarnation) -> Run | None:
         """The run that this incarnation is the process of, if its folder is still kept."""
@@ -138,24 +154,64 @@ class HostFiles:
     def begin(self, vm_id: str, generation: int, *, driver: str, spec: str) -> Run:
         """Write down what is about to be started, durably. To be called under the lock. Raises StaleGeneration."""
         seen = self.current(vm_id)
-        if seen is not None and seen.generation >= generation:
-            raise StaleGeneration(vm_id, generation, seen.generation)
+        check_generation(vm_id, generation, seen.generation if seen else 0)
         run = self.run(vm_id, generation)
         run.path.mkdir(mode=0o700, parents=True)
-        _write_json(
-            run.path / "intent.json", {"vm_id": vm_id, "driver": driver, "generation": generation, "spec": spec}
-        )
+        write_json(run.path / "intent.json", {"vm_id": vm_id, "driver": driver, "generation": generation, "spec": spec})
         _point(run.path.parent / "current", str(generation))
-        self._sweep(vm_id)
+        for mark in (_STOPPED, _FORGOTTEN):
+            (run.path.parent / mark).unlink(missing_ok=True)
+        *ended, _ = self.runs(vm_id)
+        for run_ended in ended:
+            run_ended.socket.unlink(missing_ok=True)
+        _drop(ended[: 1 - GENERATIONS_KEPT])
         return run
 
-    def _sweep(self, vm_id: str) -> None:
-        """Drop old generations, and the sockets of all that ended; nothing of ours lives while we hold the lock."""
-        *ended, _ = self.runs(vm_id)
-        for run in ended:
+    def tidy(self, vm_id: str, *, grace_s: float) -> None:
+        """Drop what a VM without a live VMM left behind longer than the grace ago. To be called under the lock.
+
+        Of a VM that was forgotten only that is kept, and that for a month; of any other the last incarnations, without
+        their sockets.
+        """
+        folder = self.runs_dir / check_vm_id(vm_id)
+        runs, now = self.runs(vm_id), time.time()
+        is_forgotten = (folder / _FORGOTTEN).exists()
+        old = [run for run in runs if _modified_at(run.path) < now - grace_s]
+        for run in old:
             run.socket.unlink(missing_ok=True)
-        for run in ended[: 1 - GENERATIONS_KEPT]:
-            shutil.rmtree(run.path, ignore_errors=True)
+        spare = runs if is_forgotten else runs[:-GENERATIONS_KEPT]
+        _drop([run for run in spare if run in old])
+        if is_forgotten and not self.runs(vm_id) and _modified_at(folder / _FORGOTTEN) < now - _FORGOTTEN_KEPT_S:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def kept(self, vm_id: str) -> Kept:
+        """Return what the run directory tells of this VM; nothing is raised for what is damaged or gone."""
+        folder = self.runs_dir / check_vm_id(vm_id)
+        run = self.current(vm_id)
+        return Kept(
+            vm_id,
+            generation=run.generation if run else 0,
+            driver=(run.driver if run else None) or "",
+            spec=run.spec if run else None,
+            process=run.process if run else None,
+            stopped_ms=_marked_ms(folder / _STOPPED),
+            forgotten_ms=_marked_ms(folder / _FORGOTTEN),
+        )
+
+    def all_kept(self) -> list[str]:
+        return sorted(entry.name for entry in self.runs_dir.iterdir() if entry.is_dir() and is_vm_id(entry.name))
+
+    def note_stopped(self, vm_id: str, at_ms: int) -> None:
+        self._mark(vm_id, _STOPPED, at_ms)
+
+    def note_forgotten(self, vm_id: str, at_ms: int) -> None:
+        self._mark(vm_id, _FORGOTTEN, at_ms)
+
+    def _mark(self, vm_id: str, name: str, at_ms: int) -> None:
+        """Only where this VM has ever run. Raises OSError."""
+        folder = self.runs_dir / check_vm_id(vm_id)
+        if folder.is_dir():
+            write_json(folder / name, {"at_ms": at_ms})
 
     def bound_logs(self, vm_id: str, limit_bytes: int) -> None:
         """Cut a log that has grown past the limit; its last MiB is kept beside it as `….old`."""
@@ -178,32 +234,29 @@ def _take(fd: int, deadline: float) -> bool:
             return True
 
 
+def _drop(runs: Sequence[Run]) -> None:
+    for run in runs:
+        shutil.rmtree(run.path, ignore_errors=True)
+
+
+def _modified_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _marked_ms(path: Path) -> int:
+    mark = read_json(path)
+    at_ms = mark.get("at_ms") if mark else None
+    return at_ms if isinstance(at_ms, int) else 0
+
+
 def _keep_tail(path: Path) -> None:
     with path.open("rb") as log:
         log.seek(-_TAIL_BYTES, os.SEEK_END)
         path.with_suffix(".log.old").write_bytes(log.read(_TAIL_BYTES))
     os.truncate(path, 0)
-
-
-def _read_json(path: Path) -> dict[str, object] | None:
-    """None when absent or damaged: a worker may have died while it wrote, and the next source is asked."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _write_json(path: Path, value: object) -> None:
-    """Replace the file as a whole, durably; two threads may do it at once."""
-    made = path.with_suffix(f".{threading.get_ident()}.new")
-    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, json.dumps(value).encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    made.replace(path)
 
 
 def _point(link: Path, target: str) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from workers.domain.errors import DriverUnavailable, GuardBusy, StartFailed, StopFailed
 from workers.domain.vm import Incarnation, Vantage
 from workers.host.bringup import NewVmm
@@ -14,9 +16,11 @@ from workers.host.identity import look_at, read_stat
 from workers.host.inventory import HOST_VARIABLE, Inventory
 from workers.host.pidfd import exit_cause, pidfd_of, terminate, wait_end
 from workers.host.rundir import CONSOLE, VMM_LOG, HostFiles, Run
-from workers.ports import Renew, Running
+from workers.ports import Kept, Renew, Running
 from workers.specs import VmSpec, check_images, dump_spec
 from workers.vmm.driver import Driver, Launch
+
+_log = structlog.get_logger(component="host")
 
 _LOG_TAIL_BYTES = 400
 # Somebody else's look at the lock, or a process between fork and exec, is over long before.
@@ -37,6 +41,7 @@ class LocalVmmHost:
         stop_grace_s: float,
         start_timeout_s: float,
         cgroup: Path | None = None,
+        tidy_grace_s: float = 86_400.0,
         known_pids: Callable[[str], Collection[int]] = lambda _vm_id: (),
     ) -> None:
         self._files, self._drivers, self._vantage = files, drivers, vantage
@@ -44,13 +49,39 @@ class LocalVmmHost:
         self._environment = {"PATH": os.defpath, "LANG": "C.UTF-8", HOST_VARIABLE: host_name}
         self._image_roots = image_roots
         self._stop_grace_s, self._start_timeout_s = stop_grace_s, start_timeout_s
-        self._known_pids, self._cgroup = known_pids, cgroup
+        self._known_pids, self._cgroup, self._tidy_grace_s = known_pids, cgroup, tidy_grace_s
 
     def check_kill_switch(self) -> None:
         self._files.check_kill_switch()
 
     def inventory(self) -> list[Running]:
         return self._inventory.all()
+
+    def driver_version(self, driver: str) -> str:
+        known = self._drivers.get(driver)
+        return f"{driver}@{known.version() if known else 'unknown'}"
+
+    def kept(self, vm_id: str) -> Kept:
+        return self._files.kept(vm_id)
+
+    def all_kept(self) -> list[str]:
+        return self._files.all_kept()
+
+    def note_stopped(self, vm_id: str, at_ms: int) -> None:
+        with _best_effort(vm_id):
+            self._files.note_stopped(vm_id, at_ms)
+
+    def note_forgotten(self, vm_id: str, at_ms: int) -> None:
+        with _best_effort(vm_id):
+            self._files.note_forgotten(vm_id, at_ms)
+
+    def tidy(self, vm_id: str) -> bool:
+        try:
+            with self._files.lock(vm_id):
+                self._files.tidy(vm_id, grace_s=self._tidy_grace_s)
+        except GuardBusy:
+            return False
+        return True
 
     def running(self, vm_id: str) -> Running | None:
         """Return the live VMM of this VM: the holder of its lock first, else one that only says so.
@@ -94,7 +125,7 @@ class LocalVmmHost:
             try:
                 terminate(fd, process, grace_s=self._stop_grace_s, before_signal=allowed)
             except StopFailed as error:
-                raise StopFailed(vm_id, f"pid {process.pid}: {error.why}") from error
+                raise type(error)(vm_id, f"pid {process.pid}: {error.why}") from error
             return self._note_end(vm_id, process, exit_cause(fd)) or "ended by us"
 
     def _note_end(self, vm_id: str, process: Incarnation, cause: str | None) -> str | None:
@@ -128,7 +159,7 @@ class LocalVmmHost:
         except StartFailed as error:
             # Only here: whoever lost his lease or was paused leaves the new process to the one who comes next.
             ended = self.fence(spec.id, process, before_signal=while_waiting)
-            raise StartFailed(spec.id, f"{error.why} ({ended}){_last_words(run)}") from error
+            raise StartFailed(spec.id, f"{error.why} ({ended}){_last_words(run)}", error.cause) from error
         return process
 
     def _bring_up(self, driver: Driver, spec: VmSpec, run: Run, process: Incarnation, while_waiting: Renew) -> None:
@@ -208,6 +239,15 @@ def append_only(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _best_effort(vm_id: str) -> Iterator[None]:
+    """A mark that cannot be kept costs a safeguard against lost data, not the VM's stop."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("mark not kept in the run directory", vm_id=vm_id, error=str(error))
 
 
 def _last_words(run: Run) -> str:

@@ -1,13 +1,13 @@
-"""Health checks: look at the VMs of this host together, judge each, write all verdicts at once, wake recovery."""
+"""Health checks: look at the VMs of this host together, judge each, write all verdicts at once, ask for recovery."""
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workers.domain.evidence import Evidence, Observation, Verdict, doubt_the_monitor
+from workers.domain.evidence import Evidence, Observation, Verdict, doubt_the_monitor, doubtful
 from workers.domain.health import HealthPolicy, Judgement, judge, weigh
 from workers.domain.vm import Incarnation, VmRecord
-from workers.ports import Change, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore, Wakeups
+from workers.ports import Change, Clock, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore
+from workers.services.ledger import Ledger
 
 # A sweep of the run directory, or a look from the wrong place, takes many sockets at once: then we doubt ourselves.
 _DOUBT_AT_LEAST = 5
@@ -29,21 +29,29 @@ class CheckReport:
 
 
 class HealthChecks:
-    """`watch` is told each process that was seen alive; again is harmless."""
+    """`watch` is told each process that was seen alive; again is harmless.
+
+    `trouble` says what keeps us ourselves from looking properly, None when nothing does. With `recovers` false VMs are
+    judged, and nothing is asked for.
+    """
 
     def __init__(
         self,
         store: VmStore,
         prober: Prober,
-        wakeups: Wakeups,
+        ledger: Ledger,
         telemetry: Telemetry,
         *,
         host: str,
         policy: HealthPolicy,
+        clock: Clock,
         watch: Watch,
+        trouble: Callable[[], str | None],
+        recovers: bool,
     ) -> None:
-        self._store, self._prober, self._wakeups, self._telemetry = store, prober, wakeups, telemetry
-        self._host, self._policy, self._watch = host, policy, watch
+        self._store, self._prober, self._ledger, self._telemetry = store, prober, ledger, telemetry
+        self._host, self._policy, self._clock = host, policy, clock
+        self._watch, self._trouble, self._recovers = watch, trouble, recovers
         self._behind = False
 
     def check(self, vm_ids: Collection[str], deadline_ms: int | None = None) -> CheckReport:
@@ -61,15 +69,17 @@ class HealthChecks:
         self._behind = report.late = _is_late(snapshot, deadline_ms)
         if report.late:
             return report
-        read_at = time.monotonic()
+        read_at = self._clock.monotonic()
         ours = [stored.record for stored in snapshot.found.values() if stored.record.host == self._host]
         for group in self._prober.probe(ours):
-            looks = doubt_the_monitor(group, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
+            trouble = self._trouble() if doubtful(group) else None
+            looks = doubt_the_monitor(group, trouble, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
             looks = {vm_id: weigh(snapshot.found[vm_id].record, seen) for vm_id, seen in looks.items()}
             for vm_id, seen in looks.items():
                 report.count(seen)
                 self._telemetry.looked(snapshot.found[vm_id].record, seen)
-            self._settle(snapshot, looks, now_ms=snapshot.now_ms + int((time.monotonic() - read_at) * 1000))
+            since_read_ms = int((self._clock.monotonic() - read_at) * 1000)
+            self._settle(snapshot, looks, now_ms=snapshot.now_ms + since_read_ms)
         return report
 
     def processes_ended(self, ended: Mapping[str, tuple[Incarnation, str | None]]) -> None:
@@ -80,7 +90,7 @@ class HealthChecks:
             process, cause = ended[vm_id]
             if stored.record.process == process:
                 detail = f"pid {process.pid} ended: {cause or 'cause unknown'}"
-                looks[vm_id] = Observation(Evidence.PROCESS_ENDED, detail)
+                looks[vm_id] = Observation(Evidence.PROCESS_ENDED, detail, cause=cause)
                 self._telemetry.looked(stored.record, looks[vm_id])
         self._settle(snapshot, looks, now_ms=snapshot.now_ms)
 
@@ -104,34 +114,50 @@ class HealthChecks:
         """Return the ids whose record somebody else wrote in between."""
         judged = {vm_id: judge(found[vm_id].record, seen, self._policy, now_ms) for vm_id, seen in looks.items()}
         changes = [
-            _change(found[vm_id], judgement)
+            self._change(found[vm_id], judgement)
             for vm_id, judgement in judged.items()
             if _says_something(found[vm_id].record, judgement)
         ]
-        written = self._store.write(changes, seen=list(looks))
-        outcomes = {change.vm_id: outcome for change, outcome in zip(changes, written.outcomes, strict=True)}
+        written = self._ledger.write(changes, seen=list(looks), enlist=self._never_started(found, judged))
+        outcomes = dict(zip((change.vm_id for change in changes), written, strict=True))
         for vm_id, judgement in judged.items():
             if outcomes.get(vm_id, Outcome.DONE) is Outcome.DONE:
                 self._follow_up(found[vm_id], looks[vm_id], judgement)
         return [vm_id for vm_id, outcome in outcomes.items() if outcome is Outcome.STALE]
 
+    def _change(self, stored: Stored, judgement: Judgement) -> Change:
+        return Change(
+            vm_id=stored.record.vm_id,
+            rev=stored.rev,
+            after=judgement.record,
+            events=judgement.events,
+            check_in_ms=judgement.look_again_ms,
+            enlist=self._recovers and judgement.due_in_ms == 0,
+            loss=judgement.loss,
+        )
+
+    def _never_started(self, found: Mapping[str, Stored], judged: Mapping[str, Judgement]) -> list[str]:
+        """Those that need an attempt without anything new to write down."""
+        return [
+            vm_id
+            for vm_id, judgement in judged.items()
+            if self._recovers
+            and judgement.due_in_ms == 0
+            and not _says_something(found[vm_id].record, judgement)
+            and needs_a_place(found[vm_id])
+        ]
+
     def _follow_up(self, stored: Stored, seen: Observation, judgement: Judgement) -> None:
         record = judgement.record
-        self._telemetry.decided(judgement.events)
         if seen.ruling.verdict is Verdict.PASS and record.process is not None:
             self._watch(record.vm_id, record.process)
-        if judgement.wake_in_ms is not None and not stored.leased:
-            wake(self._wakeups, record, delay_ms=judgement.wake_in_ms)
+        if self._recovers and judgement.due_in_ms and not stored.leased:
+            self._ledger.wake_later(record, judgement.due_in_ms)
 
 
-def wake(wakeups: Wakeups, record: VmRecord, *, delay_ms: int = 0) -> None:
-    """Ask for the next attempt on this record."""
-    episode = record.open_episode
-    if episode is None:
-        wakeups.recover(record.vm_id, record.host, delay_ms=delay_ms)
-        return
-    attempt = episode.attempt if episode.running else episode.attempt + 1
-    wakeups.recover(record.vm_id, record.host, episode=episode.id, attempt=attempt, delay_ms=delay_ms)
+def needs_a_place(stored: Stored) -> bool:
+    """Whether a VM that is due has nobody who will see to it: no attempt, no place in a line, no slot kept for it."""
+    return not (stored.leased or stored.waits_for or stored.is_called)
 
 
 def _is_late(snapshot: Snapshot, deadline_ms: int | None) -> bool:
@@ -140,16 +166,6 @@ def _is_late(snapshot: Snapshot, deadline_ms: int | None) -> bool:
 
 def _says_something(before: VmRecord, judgement: Judgement) -> bool:
     return judgement.record != before or bool(judgement.events) or judgement.look_again_ms is not None
-
-
-def _change(stored: Stored, judgement: Judgement) -> Change:
-    return Change(
-        vm_id=stored.record.vm_id,
-        rev=stored.rev,
-        after=judgement.record,
-        events=judgement.events,
-        check_in_ms=judgement.look_again_ms,
-    )
 
 
 def chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:

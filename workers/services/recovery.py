@@ -1,21 +1,23 @@
 """Recovery of one VM: guard, fresh look, admission, fence the old, start the new, verify, commit (DESIGN section 4)."""
 
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from workers.domain.audit import Event, EventKind, event
+from workers.domain.breaker import Call, calls_of
 from workers.domain.errors import (
     GuardBusy,
     Paused,
+    ReliabilityError,
     StaleGeneration,
     StartFailed,
     StopFailed,
     StoreUnavailable,
-    UnknownVm,
-    UnreadableRecord,
+    Unkillable,
 )
 from workers.domain.evidence import Evidence, Observation, Verdict
+from workers.domain.exits import ExitAction
 from workers.domain.health import weigh
 from workers.domain.recovery import (
     Abandoned,
@@ -23,26 +25,48 @@ from workers.domain.recovery import (
     Exhausted,
     NotYet,
     RecoveryPolicy,
+    Requested,
     Stale,
     WakeUp,
     admit,
+    attempt_result,
     fail,
     fail_attempt,
     gate,
+    never_again,
+    request,
     succeed,
 )
-from workers.domain.vm import Desired, Incarnation, Reason, State, VmRecord
-from workers.ports import Change, Outcome, Prober, Running, Snapshot, Stored, Take, Telemetry, VmHost, VmStore, Wakeups
+from workers.domain.vm import Desired, Incarnation, State, VmRecord
+from workers.ports import (
+    Change,
+    Clock,
+    Kept,
+    Lease,
+    Outcome,
+    Prober,
+    Running,
+    Snapshot,
+    Stored,
+    Take,
+    Telemetry,
+    VmHost,
+    VmStore,
+)
 from workers.services.attempt import Attempt, LeaseLost, Withdrawn
-from workers.specs import VmSpec
+from workers.services.ledger import Ledger
+from workers.specs import VmSpec, image_of
 
 # A record that changes under our eyes is read again this often before the message is given up to the next sweep.
 _TRIES = 5
 _BUSY_MS = 20
+_POSTPONED_MS = 5000
 _WOULD_LOSE_DATA = (
     "its disks are ephemeral: starting it again would lose their data; set allow_data_loss, then `reliability recover`"
 )
 _LOST_ATTEMPT = "the worker of this attempt went away"
+_FROZEN = "the data in redis are not those this host knows; see `reliability state`"
+_IGNORED = "ignored_messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +94,7 @@ class RetryIn:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """No slot was free; the VM stands in line and is woken by who frees one."""
+    """No slot was free, or a breaker is open; the VM stands in line and is woken by who frees one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +116,25 @@ class Recovery:
         store: VmStore,
         host: VmHost,
         prober: Prober,
-        wakeups: Wakeups,
+        ledger: Ledger,
         telemetry: Telemetry,
         *,
         host_name: str,
         policy: RecoveryPolicy,
+        clock: Clock,
         watch: Callable[[str, Incarnation], None],
         new_owner: Callable[[], str],
         jitter: Callable[[], float],
     ) -> None:
         self._store, self._host, self._prober = store, host, prober
-        self._wakeups, self._telemetry = wakeups, telemetry
-        self._host_name, self._policy = host_name, policy
+        self._ledger, self._telemetry = ledger, telemetry
+        self._host_name, self._policy, self._clock = host_name, policy, clock
         self._watch, self._new_owner, self._jitter = watch, new_owner, jitter
 
     def recover(self, vm_id: str, wake: WakeUp) -> Result:
         """Do what this wake-up asks for, if it still means anything. Raises StoreUnavailable."""
         for _ in range(_TRIES):
-            snapshot = self._store.read([vm_id])
+            snapshot = self._store.read([vm_id], with_specs=True)
             if vm_id not in snapshot.found:
                 return self._ignore(vm_id, snapshot.unreadable.get(vm_id, "no such vm"))
             stored = snapshot.found[vm_id]
@@ -119,9 +144,11 @@ class Recovery:
                 result = self._pass_gate(stored, snapshot, wake)
             except Paused as error:
                 # No message waits for the end of a pause: the sweeps find the VM when it is over.
-                self._tell(event(EventKind.DEFERRED, stored.record, actor=wake.actor, why=str(error)))
-                return self._ignore(vm_id, str(error))
+                self._ledger.note(event(EventKind.DEFERRED, stored.record, actor=wake.actor, why=str(error)))
+                result = self._ignore(vm_id, str(error))
             if result is not None:
+                if stored.is_called and _needs_no_slot(result):
+                    self._ledger.pass_on(vm_id)
                 return result
         return self._ignore(vm_id, "its record keeps changing")
 
@@ -134,31 +161,33 @@ class Recovery:
             case NotYet(wait_ms):
                 return RetryIn(wait_ms, wake, "backoff")
             case Exhausted(why):
-                after, event_ = fail(record, why, now_ms=now_ms)
+                error = record.episode.error if record.episode else None
+                after, event_ = fail(record, why, now_ms=now_ms, error=error)
                 return Finished(after.state, why) if self._write(stored, after, event_) else None
-            case Abandoned():
-                after, event_ = fail_attempt(record, _LOST_ATTEMPT, self._policy, now_ms=now_ms, jitter=self._jitter())
-                return self._look_and_act(stored, (after, event_), snapshot, wake)
-            case Act():
-                return self._look_and_act(stored, None, snapshot, wake)
+            case Requested():
+                self._write(stored, *request(record, wake, self._policy, now_ms=now_ms))
+                return None
+            case Abandoned() | Act():
+                return self._look_and_act(stored, snapshot, wake)
 
     def _ignore(self, vm_id: str, why: str) -> Ignored:
         self._telemetry.ignored(vm_id, why)
+        with suppress(StoreUnavailable):
+            self._store.count(_IGNORED)
         return Ignored(why)
 
     def _write(self, stored: Stored, after: VmRecord, *events: Event) -> bool:
-        change = Change(after.vm_id, stored.rev, after, events, check_in_ms=0)
-        written = self._store.write([change])
-        if written.outcomes[0] is Outcome.DONE:
-            self._telemetry.decided(events)
-        return written.outcomes[0] is Outcome.DONE
+        result = attempt_result(stored.record, after)
+        change = Change(after.vm_id, stored.rev, after, events, check_in_ms=0, result=result)
+        return self._ledger.write_one(change) is Outcome.DONE
 
-    def _look_and_act(
-        self, stored: Stored, lost_attempt: tuple[VmRecord, Event] | None, snapshot: Snapshot, wake: WakeUp
-    ) -> Result | None:
+    def _look_and_act(self, stored: Stored, snapshot: Snapshot, wake: WakeUp) -> Result | None:  # noqa: PLR0911 - one early return per way out
         """A fresh look before anything is done: what lives and serves is kept, what we cannot judge is left alone."""
         record = stored.record
         self._host.check_kill_switch()
+        kept = self._host.kept(record.vm_id)
+        if kept.forgotten_ms > record.created_ms:
+            return self._let_rest(stored, snapshot)
         try:
             running = self._host.running(record.vm_id)
         except GuardBusy as error:
@@ -171,10 +200,9 @@ class Recovery:
             return self._keep(stored, running, found, snapshot)
         if doubt := _why_not_to_act(record, seen, running):
             return self._postpone(record, wake, doubt)
-        if lost_attempt is not None:
-            self._write(stored, *lost_attempt)
-            return None
-        return self._act(stored, running, snapshot, wake)
+        if record.attempt_running:
+            return self._write_off(stored, snapshot, wake)
+        return self._act(stored, running, kept, snapshot, wake)
 
     def _look(self, record: VmRecord) -> Observation | None:
         for group in self._prober.probe([record]):
@@ -183,12 +211,8 @@ class Recovery:
 
     def _postpone(self, record: VmRecord, wake: WakeUp, why: str) -> RetryIn:
         """Nothing is decided and no attempt is spent; the sweeps look again too."""
-        self._tell(event(EventKind.DEFERRED, record, actor=wake.actor, why=why))
-        return RetryIn(min(self._policy.retry_interval_ms, 5000), wake, why)
-
-    def _tell(self, event_: Event) -> None:
-        self._store.note([event_])
-        self._telemetry.decided([event_])
+        self._ledger.note(event(EventKind.DEFERRED, record, actor=wake.actor, why=why))
+        return RetryIn(min(self._policy.retry_interval_ms, _POSTPONED_MS), wake, why)
 
     def _keep(self, stored: Stored, running: Running | None, process: Incarnation, snapshot: Snapshot) -> Result | None:
         """The VM serves: healthy again, or a VMM the record did not know is taken over."""
@@ -201,53 +225,71 @@ class Recovery:
         self._watch(after.vm_id, process)
         return Finished(after.state, why)
 
-    def _act(self, stored: Stored, running: Running | None, snapshot: Snapshot, wake: WakeUp) -> Result | None:
-        owner, asked_at = self._new_owner(), time.monotonic()
-        after, started = admit(stored.record, wake, self._policy, now_us=snapshot.now_us)
-        policy = self._policy
-        take = Take(owner, policy.lease_ms, policy.per_host, policy.per_fleet)
-        written = self._store.write([Change(after.vm_id, stored.rev, after, (started,), take=take)])
-        match written.outcomes[0]:
+    def _let_rest(self, stored: Stored, snapshot: Snapshot) -> Result | None:
+        """This host knows that the VM was forgotten after this record was made: the data were rolled back."""
+        why = "it was forgotten on this host later than this record was made; forget it again, or apply it anew"
+        after, event_ = fail(stored.record, why, now_ms=snapshot.now_ms)
+        return Finished(after.state, why) if self._write(stored, after, event_) else None
+
+    def _write_off(self, stored: Stored, snapshot: Snapshot, wake: WakeUp) -> Result | None:
+        """The worker of the running attempt went away, and what it left behind does not serve."""
+        now_ms = snapshot.now_ms
+        after, event_ = fail_attempt(stored.record, _LOST_ATTEMPT, self._policy, now_ms=now_ms, jitter=self._jitter())
+        return _what_is_next(after, wake, _LOST_ATTEMPT, now_ms) if self._write(stored, after, event_) else None
+
+    def _act(
+        self, stored: Stored, running: Running | None, kept: Kept, snapshot: Snapshot, wake: WakeUp
+    ) -> Result | None:
+        record, spec = stored.record, stored.spec or self._store.spec(stored.record.vm_id)
+        if self._would_lose_data(record, spec):
+            after, told = fail(record, _WOULD_LOSE_DATA, now_ms=snapshot.now_ms)
+            return Finished(after.state, _WOULD_LOSE_DATA) if self._write(stored, after, told) else None
+        owner, asked_at = self._new_owner(), self._clock.monotonic()
+        after, started = admit(record, wake, self._policy, now_us=snapshot.now_us, seen_generation=kept.generation)
+        take = Take(owner, self._policy.lease_ms, self._calls(record, spec))
+        match self._ledger.write_one(Change(after.vm_id, stored.rev, after, (started,), take=take)):
             case Outcome.DONE:
-                self._telemetry.decided([started])
-                attempt = self._attempt(after.vm_id, owner, asked_at)
-                return self._carry_out(attempt, after, running, wake)
-            case Outcome.NO_SLOT:
-                self._tell(event(EventKind.DEFERRED, stored.record, actor=wake.actor, why="no free recovery slot"))
-                return Waiting()
+                return self._carry_out(self._attempt(after, owner, asked_at), after, spec, running, wake)
             case Outcome.WAITING:
                 return Waiting()
             case Outcome.LEASED:
                 return self._ignore(after.vm_id, "an attempt is in flight")
+            case Outcome.FROZEN:
+                return self._ignore(after.vm_id, _FROZEN)
             case _:
                 return None
 
-    def _attempt(self, vm_id: str, owner: str, asked_at: float) -> Attempt:
+    def _calls(self, record: VmRecord, spec: VmSpec) -> tuple[Call, ...]:
+        if not self._policy.breakers:
+            return ()
+        driver = self._host.driver_version(record.driver)
+        return calls_of(record.vm_id, host=record.host, image=image_of(spec), driver=driver)
+
+    def _attempt(self, record: VmRecord, owner: str, asked_at: float) -> Attempt:
         return Attempt(
-            vm_id,
-            owner,
+            record.vm_id,
+            Lease(owner, record.generation),
             asked_at,
             store=self._store,
-            wakeups=self._wakeups,
-            telemetry=self._telemetry,
+            ledger=self._ledger,
             policy=self._policy,
+            clock=self._clock,
         )
 
-    def _carry_out(self, attempt: Attempt, record: VmRecord, running: Running | None, wake: WakeUp) -> Result:
+    def _carry_out(
+        self, attempt: Attempt, record: VmRecord, spec: VmSpec, running: Running | None, wake: WakeUp
+    ) -> Result:
         vm_id = record.vm_id
         new: Incarnation | None = None
         try:
-            spec = self._store.spec(vm_id)
-            if self._would_lose_data(record, spec):
-                return Finished(attempt.give_up(_WOULD_LOSE_DATA).state, _WOULD_LOSE_DATA)
             self._fence(attempt, record, running)
             attempt.keep()
             new = self._host.start(
                 spec, record.generation, before_exec=attempt.still_wanted, while_waiting=attempt.keep
             )
             after = attempt.commit(new, f"pid {new.pid} serves, generation {record.generation}")
-        except (StartFailed, StopFailed, GuardBusy, StaleGeneration, Paused, UnreadableRecord, UnknownVm) as error:
-            return self._failed(attempt, vm_id, str(error), wake)
+        except (StartFailed, StopFailed, GuardBusy, StaleGeneration, Paused) as error:
+            return self._failed(attempt, record, error, wake)
         except Withdrawn as error:
             return self._withdraw(attempt, vm_id, new, str(error))
         except (LeaseLost, StoreUnavailable) as error:
@@ -264,21 +306,30 @@ class Recovery:
 
     def _would_lose_data(self, record: VmRecord, spec: VmSpec) -> bool:
         """The same persistent disks may always be started again; ephemeral ones start empty, which is a loss."""
-        first_start = record.episode is not None and record.episode.reason is Reason.NOT_STARTED
+        first_start = record.state is State.STARTING and record.process is None
         return spec.durability.disks == "ephemeral" and not first_start and not self._policy.allow_data_loss
 
-    def _failed(self, attempt: Attempt, vm_id: str, error: str, wake: WakeUp) -> Result:
+    def _failed(self, attempt: Attempt, record: VmRecord, error: ReliabilityError, wake: WakeUp) -> Result:
+        why = str(error)
         try:
-            after, now_ms = attempt.fail(error, self._jitter())
+            if hopeless := self._why_hopeless(record, error):
+                return Finished(attempt.give_up(hopeless).state, hopeless)
+            after, now_ms = attempt.fail(why, self._jitter(), counts=not isinstance(error, Paused))
         except Withdrawn as withdrawn:
-            return self._withdraw(attempt, vm_id, None, str(withdrawn))
+            return self._withdraw(attempt, record.vm_id, None, str(withdrawn))
         except LeaseLost as lost:
-            return self._ignore(vm_id, str(lost))
-        episode = after.open_episode
-        if episode is None:
-            return Finished(after.state, error)
-        again = WakeUp(episode=episode.id, attempt=episode.attempt + 1, actor=wake.actor)
-        return RetryIn(episode.next_attempt_ms - now_ms, again, error)
+            return self._ignore(record.vm_id, str(lost))
+        return _what_is_next(after, wake, why, now_ms)
+
+    def _why_hopeless(self, record: VmRecord, error: ReliabilityError) -> str | None:
+        """What no further attempt can change."""
+        if isinstance(error, Unkillable):
+            return str(error)
+        if isinstance(error, StartFailed) and (
+            self._policy.crash.action_for(record.driver, error.cause) is ExitAction.NEVER
+        ):
+            return f"{error}; {never_again(error.cause)}"
+        return None
 
     def _withdraw(self, attempt: Attempt, vm_id: str, new: Incarnation | None, why: str) -> Result:
         """A stop came meanwhile and wins: what was started, or could not be fenced before, is stopped again."""
@@ -286,10 +337,15 @@ class Recovery:
             running = self._host.running(vm_id)
             if running is not None and running.guarded:
                 self._host.fence(vm_id, running.process, before_signal=attempt.keep)
-            attempt.end_stopped(why, started_meanwhile=new is not None)
+            self._end_stopped(attempt, vm_id, why, started_meanwhile=new is not None)
         except (LeaseLost, StoreUnavailable, StopFailed, Paused, GuardBusy) as error:
             return self._ignore(vm_id, str(error))
         return Finished(State.STOPPED, why)
+
+    def _end_stopped(self, attempt: Attempt, vm_id: str, why: str, *, started_meanwhile: bool = False) -> None:
+        at_ms = attempt.end_stopped(why, started_meanwhile=started_meanwhile)
+        if at_ms is not None:
+            self._host.note_stopped(vm_id, at_ms)
 
     def stop(self, vm_id: str) -> Result:
         """Bring a VM down whose desired state is `stopped`. Raises StoreUnavailable."""
@@ -300,21 +356,37 @@ class Recovery:
         record = stored.record
         if record.host != self._host_name:
             return ForHost(record.host)
-        owner, asked_at = self._new_owner(), time.monotonic()
+        owner, asked_at = self._new_owner(), self._clock.monotonic()
         # Stopping costs no slot: caps are for what starts VMs.
-        take = Take(owner, self._policy.lease_ms)
-        if self._store.write([Change(vm_id, stored.rev, record, take=take)]).outcomes[0] is not Outcome.DONE:
+        outcome = self._ledger.write_one(Change(vm_id, stored.rev, record, take=Take(owner, self._policy.lease_ms)))
+        if outcome is Outcome.FROZEN:
+            return self._ignore(vm_id, _FROZEN)
+        if outcome is not Outcome.DONE:
             return self._ignore(vm_id, "an attempt is in flight, which will see the stop")
-        return self._bring_down(self._attempt(vm_id, owner, asked_at), record)
+        return self._bring_down(self._attempt(record, owner, asked_at), record)
 
     def _bring_down(self, attempt: Attempt, record: VmRecord) -> Result:
         try:
             running = self._host.running(record.vm_id)
             self._fence(attempt, record, running if running and running.guarded else None)
-            attempt.end_stopped("stopped as desired")
+            self._end_stopped(attempt, record.vm_id, "stopped as desired")
         except (LeaseLost, StoreUnavailable, StopFailed, Paused, GuardBusy) as error:
             return self._ignore(record.vm_id, str(error))
         return Finished(State.STOPPED, "stopped as desired")
+
+
+def _needs_no_slot(result: Result) -> bool:
+    """Whether the slot that was kept for this VM would stay unused for longer than a moment."""
+    return isinstance(result, Ignored | ForHost) or (isinstance(result, RetryIn) and result.wait_ms > _BUSY_MS)
+
+
+def _what_is_next(after: VmRecord, wake: WakeUp, why: str, now_ms: int) -> Result:
+    """After a failed attempt: wait for the next one, or nothing more."""
+    episode = after.open_episode
+    if episode is None:
+        return Finished(after.state, why)
+    again = WakeUp(episode=episode.id, attempt=episode.attempt + 1, actor=wake.actor)
+    return RetryIn(max(0, episode.next_attempt_ms - now_ms), again, why)
 
 
 def _serves(record: VmRecord, found: Incarnation, seen: Observation) -> bool:

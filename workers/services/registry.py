@@ -8,7 +8,8 @@ from workers.domain.audit import EventKind, event
 from workers.domain.errors import ReliabilityError, UnknownVm, UnreadableRecord
 from workers.domain.recovery import withdraw
 from workers.domain.vm import Desired, State, VmRecord, move
-from workers.ports import Change, Outcome, Snapshot, Stored, VmStore, Wakeups
+from workers.ports import Change, Outcome, Snapshot, Stored, VmStore
+from workers.services.ledger import Ledger
 from workers.specs import VmSpec
 
 _TRIES = 5
@@ -37,8 +38,8 @@ class _Plan:
 class Registry:
     """`actor` stands in the audit."""
 
-    def __init__(self, store: VmStore, wakeups: Wakeups, *, actor: str) -> None:
-        self._store, self._wakeups, self._actor = store, wakeups, actor
+    def __init__(self, store: VmStore, ledger: Ledger, *, actor: str) -> None:
+        self._store, self._ledger, self._actor = store, ledger, actor
 
     def apply(self, specs: Sequence[VmSpec]) -> dict[str, Applied]:
         """Create or change all these VMs, or none. Raises ApplyRefused, StoreUnavailable. Every spec names its host."""
@@ -47,7 +48,8 @@ class Registry:
             plan = self._plan(specs, snapshot)
             written = self._store.write(plan.changes, all_or_nothing=True)
             if all(outcome is Outcome.DONE for outcome in written.outcomes):
-                self._wake(plan.changes)
+                self._ledger.follow(written)
+                self._stop(plan.changes)
                 return plan.result
         raise ApplyRefused(["the records keep changing; nothing was written, try again"])
 
@@ -55,11 +57,11 @@ class Registry:
         """Say what `apply` would do, and do nothing. Raises ApplyRefused, StoreUnavailable."""
         return self._plan(specs, self._store.read([spec.id for spec in specs])).result
 
-    def _wake(self, changes: Sequence[Change]) -> None:
+    def _stop(self, changes: Sequence[Change]) -> None:
         for change in changes:
             record = change.after
             if record is not None and record.desired is Desired.STOPPED and record.state is not State.STOPPED:
-                self._wakeups.stop(record.vm_id, record.host)
+                self._ledger.stop(record)
 
     def _plan(self, specs: Sequence[VmSpec], snapshot: Snapshot) -> _Plan:
         problems: list[str] = []
@@ -91,6 +93,7 @@ class Registry:
             state=State.STARTING if desired is Desired.RUNNING else State.STOPPED,
             since_ms=now_ms,
             priority=spec.priority,
+            created_ms=now_ms,
         )
         told = event(EventKind.REGISTERED, record, actor=self._actor, why=f"applied, {desired}")
         return Change(spec.id, 0, record, (told,), check_in_ms=0, spec=spec)
@@ -115,8 +118,7 @@ class Registry:
             if stored.leased:
                 raise ApplyRefused([f"{vm_id}: an attempt is in flight; try again when it has ended"])
             told = event(EventKind.FORGOTTEN, stored.record, actor=self._actor, why="record dropped, the VMM runs on")
-            written = self._store.write([Change(vm_id, stored.rev, None, (told,))])
-            if written.outcomes[0] is Outcome.DONE:
+            if self._ledger.write_one(Change(vm_id, stored.rev, None, (told,))) is Outcome.DONE:
                 return
         raise ApplyRefused([f"{vm_id}: its record keeps changing; try again"])
 

@@ -4,20 +4,23 @@ Orphan detection is quick and often; reconciliation compares records and process
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from workers.domain.audit import Event, EventKind, event
+from workers.domain.audit import EventKind, event
 from workers.domain.evidence import Observation
 from workers.domain.health import is_due
-from workers.domain.vm import Desired, State, move
-from workers.ports import Change, Prober, Running, Snapshot, Stored, Telemetry, VmHost, VmStore, Wakeups
-from workers.services.health import HealthChecks, chunks, wake
+from workers.domain.vm import Desired, State, VmRecord, move
+from workers.ports import Change, Prober, Snapshot, Stored, Telemetry, VmHost, VmStore
+from workers.services.health import HealthChecks, chunks, needs_a_place
+from workers.services.ledger import Ledger
+from workers.services.strays import Strays
 
 _CHUNK = 500
 ACTOR = "reconcile"
 # States in which a host that has gone silent leaves its VMs unjudged.
 _JUDGED = (State.HEALTHY, State.DEGRADED, State.UNHEALTHY, State.STARTING)
+# States in which no VMM of the VM should live, so that what it left behind may be tidied up.
+_AT_REST = (State.STOPPED, State.FAILED)
 
 
 @dataclass(slots=True)
@@ -29,6 +32,14 @@ class SweepReport:
     unreadable: int = 0
 
 
+@dataclass(slots=True)
+class _Due:
+    """What one part of a sweep found to do."""
+
+    changes: list[Change] = field(default_factory=list)
+    enlist: list[str] = field(default_factory=list)
+
+
 class OrphanDetection:
     """What no check and no message took care of within `detection_interval_ms` is driven again."""
 
@@ -37,17 +48,18 @@ class OrphanDetection:
         store: VmStore,
         prober: Prober,
         checks: HealthChecks,
-        wakeups: Wakeups,
+        ledger: Ledger,
         telemetry: Telemetry,
         *,
         host: str,
         detection_interval_ms: int,
+        recovers: bool,
         bound_logs: Callable[[str], None],
     ) -> None:
         self._store, self._prober, self._checks = store, prober, checks
-        self._wakeups, self._telemetry = wakeups, telemetry
+        self._ledger, self._telemetry = ledger, telemetry
         self._host, self._detection_interval_ms = host, detection_interval_ms
-        self._bound_logs = bound_logs
+        self._recovers, self._bound_logs = recovers, bound_logs
 
     def sweep(self) -> SweepReport:
         """Look at every record of the host. Raises StoreUnavailable."""
@@ -57,9 +69,9 @@ class OrphanDetection:
             report.looked_at += len(snapshot.found)
             self._tell_unreadable(snapshot, report)
             self._find_dead(snapshot, report)
-            for stored in snapshot.found.values():
-                self._drive(stored, snapshot.now_ms, report)
-                self._bound_logs(stored.record.vm_id)
+            self._drive(snapshot, report)
+            for vm_id in snapshot.found:
+                self._bound_logs(vm_id)
         return report
 
     def _tell_unreadable(self, snapshot: Snapshot, report: SweepReport) -> None:
@@ -75,112 +87,101 @@ class OrphanDetection:
         report.found_dead += sum(seen.ruling.certain for seen in looks.values())
         self._checks.settle(snapshot, {vm_id: seen for vm_id, seen in looks.items() if seen.ruling.certain})
 
-    def _drive(self, stored: Stored, now_ms: int, report: SweepReport) -> None:
+    def _drive(self, snapshot: Snapshot, report: SweepReport) -> None:
+        due = _Due()
+        for stored in snapshot.found.values():
+            self._look_for_work(stored, snapshot.now_ms, due)
+        report.driven_again += len(due.enlist)
+        self._ledger.write(due.changes, enlist=due.enlist if self._recovers else ())
+
+    def _look_for_work(self, stored: Stored, now_ms: int, due: _Due) -> None:
         record = stored.record
         if stored.leased:
             return
         if record.desired is Desired.STOPPED:
             if record.state is not State.STOPPED:
-                self._wakeups.stop(record.vm_id, record.host)
+                self._ledger.stop(record)
             return
         abandoned = record.attempt_running
         waiting = record.state in (State.ORPHANED, State.UNHEALTHY) or record.process is None
         if abandoned or (waiting and is_due(record, now_ms)):
-            report.driven_again += 1
-            self._mark_orphaned(stored, now_ms)
-            wake(self._wakeups, record)
+            if (orphaned := self._orphaned(record, now_ms)) is not None:
+                due.changes.append(_transition(stored, orphaned, "detect_orphans", "unhealthy and not recovered"))
+            if needs_a_place(stored):
+                due.enlist.append(record.vm_id)
 
-    def _mark_orphaned(self, stored: Stored, now_ms: int) -> None:
+    def _orphaned(self, record: VmRecord, now_ms: int) -> VmRecord | None:
         """Sick for a whole detection interval with nobody at work: an orphan, whatever keeps recovery away."""
-        record = stored.record
         if record.state is not State.UNHEALTHY or now_ms - record.since_ms < self._detection_interval_ms:
-            return
-        after = move(record, State.ORPHANED, now_ms=now_ms)
-        told = event(
-            EventKind.TRANSITION, after, actor="detect_orphans", why="unhealthy and not recovered", before=record.state
-        )
-        self._store.write([Change(record.vm_id, stored.rev, after, (told,))])
-        self._telemetry.decided([told])
+            return None
+        return move(record, State.ORPHANED, now_ms=now_ms)
 
 
 class Reconciliation:
-    """`put_strays` keeps what was found for `status`; `silent_hosts` names hosts without a live worker."""
+    """`silent_hosts` names hosts without a live worker; records of another schema version are written anew."""
 
     def __init__(
         self,
         store: VmStore,
         host: VmHost,
-        telemetry: Telemetry,
+        strays: Strays,
+        ledger: Ledger,
         *,
         host_name: str,
-        put_strays: Callable[[Sequence[dict[str, Any]]], None],
         silent_hosts: Callable[[], Sequence[str]],
+        version: int,
     ) -> None:
-        self._store, self._host, self._telemetry = store, host, telemetry
-        self._host_name = host_name
-        self._put_strays, self._silent_hosts = put_strays, silent_hosts
-        self._told: set[tuple[str, int, int]] = set()
+        self._store, self._host, self._strays, self._ledger = store, host, strays, ledger
+        self._host_name, self._silent_hosts, self._version = host_name, silent_hosts, version
 
     def sweep(self) -> SweepReport:
         """Compare records with processes, both ways. Raises StoreUnavailable."""
         report = SweepReport()
-        self._find_strays(report)
+        report.looked_at, report.strays = self._strays.sweep()
         for part in chunks(self._store.ids(host=self._host_name), _CHUNK):
             self._schedule_again(part, report)
+        for part in chunks(self._host.all_kept(), _CHUNK):
+            self._tidy(part)
         for silent in self._silent_hosts():
             self._unjudge(silent)
         return report
 
-    def _find_strays(self, report: SweepReport) -> None:
-        """VMMs without a record, and VMMs beside the one of the record. They are reported; nothing is done to them."""
-        found = self._host.inventory()
-        snapshot = self._store.read(sorted({running.vm_id for running in found}))
-        strays = [running for running in found if self._is_stray(running, snapshot)]
-        report.looked_at, report.strays = len(found), len(strays)
-        self._put_strays([asdict(running) for running in strays])
-        new = [running for running in strays if _key(running) not in self._told]
-        self._told = {_key(running) for running in strays}
-        events = [_stray_event(running, self._host_name, snapshot) for running in new]
-        self._store.note(events)
-        self._telemetry.decided(events)
-
-    def _is_stray(self, running: Running, snapshot: Snapshot) -> bool:
-        if running.vm_id in snapshot.unreadable:
-            return False
-        stored = snapshot.found.get(running.vm_id)
-        if stored is None or stored.record.host != self._host_name:
-            return True
-        settled = stored.record.state in (State.HEALTHY, State.DEGRADED) and not stored.leased
-        return settled and running.process != stored.record.process
-
     def _schedule_again(self, vm_ids: Sequence[str], report: SweepReport) -> None:
-        lost = self._store.unscheduled(vm_ids)
-        snapshot = self._store.read(lost)
-        changes = [Change(vm_id, stored.rev, stored.record, check_in_ms=0) for vm_id, stored in snapshot.found.items()]
-        report.driven_again += len(changes)
-        self._store.write(changes)
+        """VMs that no beat would check any more, and records of another version."""
+        lost = set(self._store.unscheduled(vm_ids))
+        snapshot = self._store.read(vm_ids)
+        changes = [
+            Change(vm_id, stored.rev, stored.record, check_in_ms=0 if vm_id in lost else None)
+            for vm_id, stored in snapshot.found.items()
+            if vm_id in lost or (stored.version != self._version and not stored.leased)
+        ]
+        report.driven_again += len(lost)
+        self._ledger.write(changes)
+
+    def _tidy(self, vm_ids: Sequence[str]) -> None:
+        """Keep on this host what was forgotten, and drop what VMs at rest left behind. Costs no budget."""
+        snapshot, forgotten = self._store.read(vm_ids), self._store.forgotten(vm_ids)
+        for vm_id in vm_ids:
+            if vm_id in forgotten and not self._host.kept(vm_id).forgotten_ms:
+                self._host.note_forgotten(vm_id, forgotten[vm_id])
+            stored = snapshot.found.get(vm_id)
+            at_rest = stored is None or (stored.record.state in _AT_REST and not stored.leased)
+            if at_rest and vm_id not in snapshot.unreadable:
+                self._host.tidy(vm_id)
 
     def _unjudge(self, host: str) -> None:
         """Nobody looks at these VMs, so we do not know; nothing is started elsewhere."""
         for state in _JUDGED:
             for part in chunks(self._store.ids(host=host, state=state), _CHUNK):
                 snapshot = self._store.read(part)
-                changes = [_unknown(stored, snapshot.now_ms) for stored in snapshot.found.values() if not stored.leased]
-                self._store.write(changes)
-                self._telemetry.decided([told for change in changes for told in change.events])
+                unled = [stored for stored in snapshot.found.values() if not stored.leased]
+                self._ledger.write([_unknown(stored, snapshot.now_ms) for stored in unled])
 
 
 def _unknown(stored: Stored, now_ms: int) -> Change:
-    after = move(stored.record, State.UNKNOWN, now_ms=now_ms)
-    told = event(EventKind.TRANSITION, after, actor=ACTOR, why="its host is silent", before=stored.record.state)
+    return _transition(stored, move(stored.record, State.UNKNOWN, now_ms=now_ms), ACTOR, "its host is silent")
+
+
+def _transition(stored: Stored, after: VmRecord, actor: str, why: str) -> Change:
+    told = event(EventKind.TRANSITION, after, actor=actor, why=why, before=stored.record.state)
     return Change(after.vm_id, stored.rev, after, (told,))
-
-
-def _key(running: Running) -> tuple[str, int, int]:
-    return running.vm_id, running.process.pid, running.process.start_ticks
-
-
-def _stray_event(running: Running, host: str, snapshot: Snapshot) -> Event:
-    known = "beside the process of the record" if running.vm_id in snapshot.found else "no record of this host"
-    why = f"pid {running.process.pid} says it is {running.vm_id}: {known}"
-    return Event(EventKind.STRAY, running.vm_id, host, ACTOR, why)

@@ -39,7 +39,19 @@ def translated() -> Iterator[None]:
         raise StoreUnavailable(f"Redis: {error}") from error
 
 
-def script(client: redis.Redis, name: str) -> Script:
-    """Return the Lua script of this name, bound to the client."""
-    source = files("workers.store").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
-    return cast("Script", client.register_script(source))
+# What the scripts take for the time. Tests put a clock of their own in its place.
+SERVER_TIME = "redis.call('TIME')"
+_PARTS = "-- parts: "
+
+
+def script(client: redis.Redis, name: str, *, time: str = SERVER_TIME) -> Script:
+    """Return the Lua script of this name, bound to the client, below the shared parts that its first line names."""
+    source = _source(name)
+    first = source.partition("\n")[0]
+    parts = first.removeprefix(_PARTS).split() if first.startswith(_PARTS) else []
+    texts = [f"local server_time = {time}", *(_source(f"parts/{part}") for part in parts), source]
+    return cast("Script", client.register_script("\n".join(texts)))
+
+
+def _source(name: str) -> str:
+    return files("workers.store").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")

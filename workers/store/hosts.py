@@ -1,6 +1,7 @@
 """Hosts: who serves which host name, when each was last seen, and the strays found there."""
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -8,10 +9,13 @@ from typing import Any, cast
 import redis
 
 from workers.domain.vm import Incarnation
+from workers.ports import StrayFound
 from workers.store.client import script, translated
 from workers.store.codec import compact
 from workers.store.keys import Keys
 from workers.store.schedule import DETECT_ORPHANS, RECONCILE
+
+_HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class HostRegistry:
         self._client = client
         self._keys = Keys(prefix)
         self._lease = script(client, "host_lease")
+        self._budget = script(client, "budget")
 
     def hold(self, worker: HostWorker, *, ttl_ms: int, instead_of: HostWorker | None = None) -> HostWorker | None:
         """Take or keep the host name. Returns None when it is ours, else who has it. Raises StoreUnavailable.
@@ -78,9 +83,15 @@ class HostRegistry:
         now_ms, hosts = self.all()
         return [host.name for host in hosts if host.worker is None and now_ms - host.seen_ms > longer_than_ms]
 
-    def put_strays(self, host: str, strays: Sequence[dict[str, Any]], *, ttl_ms: int) -> None:
+    def may_destroy(self, host: str, *, per_hour: int) -> bool:
+        """Take one destructive action out of this host's budget for the hour, or say that it is spent."""
         with translated():
-            self._client.set(self._keys.strays(host), compact(strays), px=ttl_ms)
+            return bool(self._budget(keys=[self._keys.budget(host)], args=[per_hour, _HOUR_MS, uuid.uuid4().hex]))
+
+    def put_strays(self, host: str, found: Sequence[StrayFound], *, ttl_ms: int) -> None:
+        plain = [asdict(each.running) | {"decision": each.decision, "why": each.why} for each in found]
+        with translated():
+            self._client.set(self._keys.strays(host), compact(plain), px=ttl_ms)
 
     def strays(self, hosts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         if not hosts:

@@ -10,27 +10,41 @@ import redis
 from workers.domain.audit import Event
 from workers.domain.errors import UnknownVm, UnreadableRecord
 from workers.domain.vm import State
-from workers.ports import Change, Outcome, Snapshot, Stored, Written
-from workers.specs import VmSpec, dump_spec, parse_spec
-from workers.store.client import script, translated
-from workers.store.codec import compact, dump_event, dump_record, load_record
-from workers.store.keys import SCHEMA_VERSION, Keys
+from workers.ports import Change, Lease, Limits, Memory, Snapshot, Stored, Written
+from workers.specs import VmSpec, parse_spec
+from workers.store.client import SERVER_TIME, script, translated
+from workers.store.codec import NEWEST_VERSION, READABLE_VERSIONS, compact, dump_event, load_record, version_of
+from workers.store.keys import Keys
+from workers.store.wire import change_to_wire, limits_text, written_of
 
 
 class RedisVmStore:
-    """Each call is one round trip. Raises StoreUnavailable when Redis did not answer in time."""
+    """Each call is one round trip. Raises StoreUnavailable when Redis did not answer in time.
 
-    def __init__(self, client: redis.Redis, *, prefix: str, events_kept: int) -> None:
-        self._client = client
+    Without `memory` (a command, a beat) nothing is remembered, and nothing may be admitted but by who has one.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        prefix: str,
+        limits: Limits,
+        memory: Memory | None = None,
+        version: int = NEWEST_VERSION,
+        time: str = SERVER_TIME,
+    ) -> None:
+        self._client, self._memory, self._version = client, memory, version
         self._keys = Keys(prefix)
-        self._events_kept = events_kept
-        self._read = script(client, "read")
-        self._write = script(client, "write")
-        self._renew = script(client, "renew")
+        self._limits = limits_text(limits)
+        self._versions = compact([version, *READABLE_VERSIONS])
+        self._read, self._write, self._tend, self._renew = (
+            script(client, name, time=time) for name in ("read", "write", "tend", "renew")
+        )
 
-    def read(self, vm_ids: Collection[str]) -> Snapshot:
+    def read(self, vm_ids: Collection[str], *, with_specs: bool = False) -> Snapshot:
         with translated():
-            reply = self._read(keys=[self._keys.vm(vm_id) for vm_id in vm_ids])
+            reply = self._read(keys=[self._keys.vm(vm_id) for vm_id in vm_ids], args=["spec"] if with_specs else [""])
         now_us = int(reply[0]) * 1_000_000 + int(reply[1])
         found: dict[str, Stored] = {}
         unreadable: dict[str, str] = {}
@@ -43,39 +57,63 @@ class RedisVmStore:
                 unreadable[vm_id] = str(error)
         return Snapshot(now_us, found, unreadable)
 
-    def write(self, changes: Sequence[Change], *, seen: Collection[str] = (), all_or_nothing: bool = False) -> Written:
-        if not changes and not seen:
-            return Written(())
-        reply = self._run_write([_wire(change) for change in changes], seen, all_or_nothing=all_or_nothing)
-        outcomes = [Outcome(text.decode()) for text in reply[0]]
-        return Written(outcomes, [(vm_id.decode(), host.decode()) for vm_id, host in reply[1:]])
+    def write(
+        self,
+        changes: Sequence[Change],
+        *,
+        seen: Collection[str] = (),
+        enlist: Collection[str] = (),
+        all_or_nothing: bool = False,
+    ) -> Written:
+        if not (changes or seen or enlist):
+            return Written()
+        return self._run_write(changes, seen=seen, enlist=enlist, all_or_nothing=all_or_nothing)
+
+    def pass_on(self, vm_id: str) -> Written:
+        return self._run_write((), passing=[vm_id])
 
     def note(self, events: Sequence[Event]) -> None:
         if events:
-            self._run_write([], (), notes=events)
+            self._run_write((), notes=events)
 
     def _run_write(
         self,
-        changes: Sequence[dict[str, Any]],
-        seen: Collection[str],
+        changes: Sequence[Change],
         *,
+        seen: Collection[str] = (),
         all_or_nothing: bool = False,
         notes: Sequence[Event] = (),
-    ) -> list[Any]:
-        keys = self._keys
-        args = [
-            keys.prefix,
-            SCHEMA_VERSION,
-            self._events_kept,
-            compact(changes),
+        enlist: Collection[str] = (),
+        passing: Collection[str] = (),
+    ) -> Written:
+        arguments = [
+            compact([change_to_wire(change, self._version) for change in changes]),
             compact(list(seen)),
             "all" if all_or_nothing else "each",
             compact([dump_event(event) for event in notes]),
+            compact(list(enlist)),
+            compact(list(passing)),
+            self._versions,
         ]
         with translated():
-            return cast(
-                "list[Any]", self._write(keys=[keys.due, keys.slots, keys.line, keys.events, keys.vms], args=args)
-            )
+            outcomes, *rest = self._write(args=[*self._common(), *arguments])
+        return self._written(outcomes, *rest)
+
+    def tend(self, host: str) -> Written:
+        with translated():
+            reply = self._tend(args=[*self._common(), host])
+        return self._written((), *reply)
+
+    def _common(self) -> list[str]:
+        known = self._memory.known if self._memory else None
+        return [self._keys.prefix, self._limits, compact(asdict(known)) if known else ""]
+
+    def _written(
+        self, outcomes: Sequence[bytes], called: Sequence[Any], told: Sequence[bytes], last_event: bytes, intact: int
+    ) -> Written:
+        if self._memory is not None and last_event and intact:
+            self._memory.saw(last_event.decode())
+        return written_of(outcomes, called, told, intact=bool(intact))
 
     def spec(self, vm_id: str) -> VmSpec:
         with translated():
@@ -83,7 +121,7 @@ class RedisVmStore:
         if row[1] is None:
             raise UnknownVm(vm_id)
         try:
-            _check_version(row[0])
+            version_of(row[0])
             return parse_spec(row[1].decode())
         except ValueError as error:
             raise UnreadableRecord(vm_id, str(error)) from error
@@ -95,8 +133,8 @@ class RedisVmStore:
         found: dict[str, VmSpec] = {}
         for vm_id, row in zip(vm_ids, reply[2:], strict=True):
             with suppress(ValueError):
-                _check_version(row[0])
-                found[vm_id] = parse_spec(row[6] or b"")
+                version_of(row[0])
+                found[vm_id] = parse_spec(row[-1] or b"")
         return found
 
     def unscheduled(self, vm_ids: Sequence[str]) -> list[str]:
@@ -132,41 +170,44 @@ class RedisVmStore:
             sizes = cast("list[int]", pipe.execute())
         return dict(zip(hosts, sizes, strict=True))
 
-    def renew(self, vm_id: str, owner: str, ttl_ms: int) -> bool:
-        keys = self._keys
+    def forgotten(self, vm_ids: Sequence[str]) -> dict[str, int]:
+        if not vm_ids:
+            return {}
         with translated():
-            return bool(self._renew(keys=[keys.vm(vm_id), keys.slots], args=[vm_id, owner, ttl_ms]))
+            scores = self._client.zmscore(self._keys.forgotten, list(vm_ids))
+        return {vm_id: int(score) for vm_id, score in zip(vm_ids, scores, strict=True) if score is not None}
+
+    def renew(self, vm_id: str, lease: Lease, ttl_ms: int) -> bool:
+        with translated():
+            return bool(self._renew(args=[self._keys.prefix, vm_id, lease.owner, lease.token, ttl_ms]))
+
+    def count(self, what: str) -> None:
+        with translated():
+            self._client.hincrby(self._keys.counts, what, 1)
 
 
 def _stored(row: Sequence[bytes | None], now_ms: int) -> Stored:
-    version, rev, doc, owner, lease_end, checked = row[:6]
-    _check_version(version)
+    version, rev, doc, owner, lease_end, checked, waits_for, kept_until = row[:8]
+    number = version_of(version)
     if rev is None or doc is None:
         raise ValueError("field doc: missing")
     live = owner is not None and lease_end is not None and int(lease_end) > now_ms
+    spec = row[8] if len(row) > 8 else None  # noqa: PLR2004 - asked for
     return Stored(
         record=load_record(doc),
         rev=int(rev),
         lease_owner=owner.decode() if live and owner else None,
         checked_ms=int(checked) if checked else None,
+        waits_for=waits_for.decode() if waits_for else None,
+        is_called=kept_until is not None and int(kept_until) > now_ms,
+        version=number,
+        spec=_spec_or_none(spec),
     )
 
 
-def _check_version(version: bytes | None) -> None:
-    if version != str(SCHEMA_VERSION).encode():
-        shown = version.decode(errors="replace") if version else "none"
-        raise ValueError(f"field v: schema version {shown}, this program reads {SCHEMA_VERSION}")
-
-
-def _wire(change: Change) -> dict[str, Any]:
-    """The change as write.lua takes it."""
-    after = change.after
-    wire: dict[str, Any] = {"id": change.vm_id, "rev": change.rev, "events": [dump_event(e) for e in change.events]}
-    if after is not None:
-        wire |= {"doc": dump_record(after), "state": after.state, "host": after.host, "priority": after.priority}
-    if change.spec is not None:
-        wire["spec"] = dump_spec(change.spec)
-    if change.take is not None:
-        wire["take"] = {name: value for name, value in asdict(change.take).items() if value is not None}
-    optional = {"check_in_ms": change.check_in_ms, "held_by": change.held_by, "release": change.release or None}
-    return wire | {name: value for name, value in optional.items() if value is not None}
+def _spec_or_none(text: bytes | None) -> VmSpec | None:
+    """Whoever needs a spec that cannot be read asks for it alone, and hears why."""
+    try:
+        return parse_spec(text) if text else None
+    except ValueError:
+        return None

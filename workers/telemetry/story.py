@@ -25,6 +25,15 @@ _KINDS = {
     EventKind.ADOPTED: ("info", "running vm taken over"),
     EventKind.DEFERRED: ("info", "recovery deferred"),
     EventKind.STRAY: ("warning", "stray vmm found"),
+    EventKind.REAPED: ("warning", "stray vmm reaped"),
+    EventKind.REBUILT: ("info", "records rebuilt"),
+    EventKind.BREAKER: ("warning", "circuit breaker changed"),
+    EventKind.STORM_BEGAN: ("warning", "storm guard active"),
+    EventKind.STORM_ENDED: ("info", "storm guard over"),
+    EventKind.QUARANTINE: ("warning", "recovery in quarantine"),
+    EventKind.FROZEN: ("critical", "recovery halted"),
+    EventKind.THAWED: ("info", "recovery goes on"),
+    EventKind.CONFIRMED: ("warning", "data confirmed"),
     EventKind.STOPPED_AGAIN: ("warning", "vm stopped again"),
 }
 
@@ -61,6 +70,19 @@ class LogTelemetry:
         _log.info("message changed nothing", component="recovery", vm_id=vm_id, why=why)
 
 
+class NoTelemetry:
+    """For programs that show what they do themselves."""
+
+    def decided(self, events: Sequence[Event]) -> None:
+        pass
+
+    def looked(self, record: VmRecord, seen: Observation) -> None:
+        pass
+
+    def ignored(self, vm_id: str, why: str) -> None:
+        pass
+
+
 def _words(event: Event) -> tuple[str, str]:
     if event.kind is EventKind.TRANSITION and event.after in _TRANSITIONS:
         return _TRANSITIONS[event.after]
@@ -81,5 +103,6 @@ def _say(level: str, message: str, event: Event) -> None:
         "after": event.after,
         "why": event.why,
         "request_id": event.request_id,
+        "scope": event.scope,
     }
-    getattr(_log, level)(message, **{name: value for name, value in fields.items() if value is not None})
+    getattr(_log, level)(message, **{name: value for name, value in fields.items() if value not in (None, "")})

@@ -1,17 +1,25 @@
 """The port of a VMM driver, and what all drivers share."""
 
+import re
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 from workers.domain.errors import DriverUnavailable
 from workers.domain.evidence import Evidence
+from workers.domain.exits import ExitTable
 from workers.specs import VmSpec
 from workers.vmm.conversation import Conversation
 
 Finding = tuple[Evidence, str]
+
+UNKNOWN_VERSION = "unknown"
+_VERSION = re.compile(r"\d+(\.\d+)+")
+_VERSION_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,12 @@ class Driver(Protocol):
     """One kind of VMM. Nothing here blocks: sockets and processes are the caller's."""
 
     name: str
+    # What each way to end says about starting again; what is not listed is an ordinary loss.
+    exits: ExitTable
+
+    def version(self) -> str:
+        """Return the version of the program as it is installed now, `unknown` where it does not tell."""
+        ...
 
     def launch(self, spec: VmSpec) -> Launch:
         """Raises DriverUnavailable when the binary is missing, StartFailed when the spec cannot be used here."""
@@ -70,8 +84,28 @@ class Program:
             raise DriverUnavailable(self.driver, f"binary {self.words[0]!r} not found; {hint}")
         return (found, *self.words[1:])
 
+    def version(self) -> str:
+        """Ask the program once for each state of its file; `unknown` where it is missing or does not tell."""
+        try:
+            words = self.resolve()
+            return _version_of(words, tuple(Path(word).stat().st_mtime_ns for word in (words[0], words[-1])))
+        except (DriverUnavailable, OSError):
+            return UNKNOWN_VERSION
+
     def is_run_by(self, argv: Sequence[str], exe: str) -> bool:
         """Whether a process with this command line and /proc/PID/exe runs the program; cheap for all others."""
         if len(self.words) > 1:
             return list(argv[: len(self.words)])[1:] == list(self.words[1:])
         return Path(exe.removesuffix(" (deleted)")).name == Path(self.words[0]).name
+
+
+@lru_cache(maxsize=64)
+def _version_of(words: tuple[str, ...], _modified_ns: tuple[int, ...]) -> str:
+    try:
+        asked = subprocess.run(
+            [*words, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_VERSION_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return UNKNOWN_VERSION
+    found = _VERSION.search(asked.stdout.decode(errors="replace"))
+    return found[0] if found else UNKNOWN_VERSION

@@ -8,6 +8,7 @@ from typing import Any
 
 from workers.domain.errors import StartFailed
 from workers.domain.evidence import Evidence
+from workers.domain.exits import ExitAction, ExitTable
 from workers.host.rundir import SOCKET_NAME, VMM_LOG
 from workers.specs import FirecrackerSpec, VmSpec
 from workers.vmm.conversation import Conversation
@@ -20,6 +21,13 @@ _OK = range(200, 300)
 _TOO_MANY_CONNECTIONS = 503
 _SERVER_ERRORS = range(500, 600)
 STANDIN = "standin"
+# Exit codes of src/vmm/src/lib.rs. 0: the guest rebooted, or panicked with reboot=k; Firecracker never boots it again
+# itself. 152 and 153: configuration or arguments it will never take.
+EXITS: ExitTable = {
+    "exit 0": ExitAction.RESTART,
+    "exit 152": ExitAction.NEVER,
+    "exit 153": ExitAction.NEVER,
+}
 
 
 def program(binary: str) -> Program:
@@ -33,9 +41,13 @@ def program(binary: str) -> Program:
 class FirecrackerDriver:
     name = "firecracker"
 
-    def __init__(self, binary: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, binary: str, environment: Mapping[str, str], exits: ExitTable = EXITS) -> None:
         self._program = program(binary)
         self._environment = environment
+        self.exits = exits
+
+    def version(self) -> str:
+        return self._program.version()
 
     def launch(self, spec: VmSpec) -> Launch:
         argv = [*self._program.resolve(), "--api-sock", SOCKET_NAME, "--id", spec.id]

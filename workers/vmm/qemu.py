@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from workers.domain.errors import StartFailed
 from workers.domain.evidence import Evidence
+from workers.domain.exits import ExitTable
 from workers.host.rundir import CONSOLE, SOCKET_NAME
 from workers.specs import QemuSpec, VmSpec
 from workers.vmm.conversation import Conversation
@@ -36,10 +38,17 @@ _CPU_INFO = Path("/proc/cpuinfo")
 class QemuDriver:
     name = "qemu"
 
-    def __init__(self, binary: str, accel: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, binary: str, accel: str, environment: Mapping[str, str], exits: ExitTable = MappingProxyType({})
+    ) -> None:
         self._program = Program(self.name, (binary,))
         self._accelerator = _usable_accelerator() if accel == "auto" else accel
         self._environment = environment
+        # QEMU reboots guests itself, and its exit codes do not tell a bad command line from other errors.
+        self.exits = exits
+
+    def version(self) -> str:
+        return self._program.version()
 
     def launch(self, spec: VmSpec) -> Launch:
         if not isinstance(spec, QemuSpec):

@@ -7,8 +7,7 @@ local due, prefix = KEYS[1], ARGV[1]
 local limit, interval, per_message = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local sweeps = {}
 for i = 5, #ARGV, 2 do sweeps[ARGV[i]] = tonumber(ARGV[i + 1]) end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = math.floor(server_time[1] * 1000 + server_time[2] / 1000)
 
 local function hash(text) return tonumber(string.sub(redis.sha1hex(text), 1, 8), 16) end
 

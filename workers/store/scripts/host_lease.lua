@@ -4,8 +4,7 @@
 -- Returns "" when the lease is ours, else the value of its holder.
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[5] and cjson.decode(held).owner ~= ARGV[2] then return held end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = math.floor(server_time[1] * 1000 + server_time[2] / 1000)
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 for i = 6, #ARGV do redis.call('ZADD', KEYS[3], 'NX', now, ARGV[i]) end

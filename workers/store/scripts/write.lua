@@ -1,44 +1,56 @@
--- Apply changes to records: each one alone is atomic and guarded by its revision; leases, slots, schedule, indexes and
--- audit move with it. Server time decides every expiry.
--- KEYS: 1 due, 2 slots, 3 line, 4 events, 5 vms; the keys of single VMs and hosts are made from the prefix (keys.py).
--- ARGV: 1 prefix, 2 schema version, 3 length of the event stream, 4 changes (JSON list), 5 ids seen (JSON list),
---       6 "all" to write all or nothing, 7 further events (JSON list of strings)
--- Returns {outcome of each change, {vm id, host}... next in line}
-local due, slots, line, stream, vms = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local prefix, schema, keep = ARGV[1], ARGV[2], ARGV[3]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- parts: base common storm breaker line
+-- Apply changes to records: each one alone is atomic and guarded by its revision; leases, slots, breakers, lines,
+-- schedule, indexes and audit move with it. Server time decides every expiry.
+-- ARGV from 4: changes (JSON list), ids seen (JSON list), "all" to write all or nothing, further events (JSON list of
+--   strings), ids to put in line (JSON list), ids that pass their slot on (JSON list), schema versions: the one written,
+--   then those that may be overwritten (JSON list)
+-- Returns {outcome of each change, {{vm id, host, episode or "", attempt}... called}, {event...} made here,
+--   last event id or "", 1 if the data are those the host knows}
+local due, vms = prefix .. ':due', prefix .. ':vms'
+local versions = cjson.decode(ARGV[10])
+local places_with_losses = {}
+local FORGOTTEN_KEPT_MS = 30 * 24 * 3600 * 1000 -- until then what was forgotten does not rise again from a host's files
 
-local function vm_key(id) return prefix .. ':vm:' .. id end
-local function host_slots(host) return slots .. ':' .. host end
-local function host_line(host) return line .. ':' .. host end
-
-local function free_slot(c)
-  if not c.take.per_fleet then return true end
-  for _, place in ipairs({{slots, c.take.per_fleet}, {host_slots(c.host), c.take.per_host}}) do
-    redis.call('ZREMRANGEBYSCORE', place[1], '-inf', now)
-    if redis.call('ZCARD', place[1]) >= place[2] and not redis.call('ZSCORE', place[1], c.id) then return false end
+local function may_overwrite(version)
+  if not version then return true end
+  for _, known in ipairs(versions) do
+    if tostring(known) == version then return true end
   end
-  return true
+  return false
 end
 
-local function stand_in_line(c)
-  local score = (9 - c.priority) * 1e13 + now
-  redis.call('ZADD', line, 'NX', score, c.id)
-  return redis.call('ZADD', host_line(c.host), 'NX', score, c.id) == 1
+local function blocker(c)
+  if quarantine() > 0 then return host_place(c.host) end
+  for _, call in ipairs(c.take.calls) do
+    if not admits(call.scope) then return 'breaker:' .. call.scope end
+  end
+  if is_kept_for(c.id, c.host) then return nil end
+  if room(host_place(c.host)) < 1 then return host_place(c.host) end
+  if room('fleet') < 1 then return 'fleet' end
+  return nil
 end
 
 local function refusal(c)
-  local old = redis.call('HMGET', vm_key(c.id), 'rev', 'state', 'host', 'lo', 'lu', 'v')
+  local old = redis.call('HMGET', vm_key(c.id), 'rev', 'state', 'host', 'lo', 'lu', 'v', 'lt')
   c.old_state, c.old_host = old[2], old[3]
-  if old[6] and old[6] ~= schema then return 'schema' end
-  if tonumber(old[1] or '0') ~= c.rev then return 'stale' end
+  if not may_overwrite(old[6]) then return 'schema' end
+  if not old[1] and c.rev > 0 then return 'stale' end
   local holder = old[4] and tonumber(old[5]) > now and old[4]
-  if c.held_by and holder ~= c.held_by then return 'leased' end
+  c.is_leased = holder
+  if c.held_by and (holder ~= c.held_by.owner or old[7] ~= c.held_by.token) then
+    count('refused_writes')
+    return 'leased'
+  end
+  if tonumber(old[1] or '0') ~= c.rev then return 'stale' end
   if c.take then
     if holder and holder ~= c.take.owner then return 'leased' end
-    if not free_slot(c) then
-      return stand_in_line(c) and 'no_slot' or 'waiting'
+    if not intact then return 'frozen' end
+    local place = c.take.calls and blocker(c)
+    if place then
+      if is_kept_for(c.id, c.host) then must_call(c.host) end
+      give_back_slots(c.id, c.host)
+      stand(c.id, place)
+      return 'waiting'
     end
   end
   return nil
@@ -49,24 +61,60 @@ local function leave_indexes(c)
   if c.old_host then redis.call('SREM', prefix .. ':of:' .. c.old_host, c.id) end
 end
 
-local function give_back(c)
-  redis.call('HDEL', vm_key(c.id), 'lo', 'lu')
-  redis.call('ZREM', slots, c.id)
-  redis.call('ZREM', host_slots(c.old_host or c.host), c.id)
+-- The scopes that admitted the attempt hear how it ended.
+local function end_attempt(c)
+  local entries = redis.call('HGET', vm_key(c.id), 'br')
+  if not entries then return end
+  redis.call('HDEL', vm_key(c.id), 'br')
+  for _, entry in ipairs(cjson.decode(entries)) do
+    leave(entry, c.id, c.result)
+    tend_breaker(entry.scope)
+  end
+  if c.result then
+    for _, place in ipairs({'fleet', host_place(c.old_host or c.host)}) do storm_result(place, c.result) end
+  end
 end
 
-local function leave_line(id, host)
-  redis.call('ZREM', line, id)
-  redis.call('ZREM', host_line(host), id)
+local function give_back(c)
+  redis.call('HDEL', vm_key(c.id), 'lo', 'lu', 'lt')
+  give_back_slots(c.id, c.old_host or c.host)
+  must_call(c.old_host or c.host)
 end
 
 local function delete(c)
   leave_indexes(c)
+  end_attempt(c)
   give_back(c)
-  leave_line(c.id, c.old_host or c.host)
+  leave_line(c.id)
   redis.call('SREM', vms, c.id)
   redis.call('ZREM', due, c.id)
   redis.call('DEL', vm_key(c.id))
+  redis.call('ZREMRANGEBYSCORE', prefix .. ':forgotten', '-inf', now - FORGOTTEN_KEPT_MS)
+  redis.call('ZADD', prefix .. ':forgotten', now, c.id)
+end
+
+local function take(c)
+  local key, ends = vm_key(c.id), now + c.take.ttl_ms
+  redis.call('HSET', key, 'lo', c.take.owner, 'lu', ends, 'lt', c.token)
+  if not c.take.calls then return end
+  local entries = {}
+  for n, call in ipairs(c.take.calls) do
+    entries[n] = {scope = call.scope, generation = enter(call.scope, c.id, ends), children = call.children}
+  end
+  redis.call('HSET', key, 'br', cjson.encode(entries))
+  redis.call('HDEL', key, 'cl')
+  for _, place in ipairs({'fleet', host_place(c.host)}) do redis.call('ZADD', slots_key(place), ends, c.id) end
+  leave_line(c.id)
+end
+
+-- A VM that needs no attempt any more waits for none, and keeps no slot.
+local function settle(c)
+  if c.needs_attempt or c.take or c.is_leased then return end
+  leave_line(c.id)
+  if redis.call('HEXISTS', vm_key(c.id), 'cl') == 1 then
+    give_back_slots(c.id, c.host)
+    must_call(c.host)
+  end
 end
 
 local function put(c)
@@ -77,67 +125,70 @@ local function put(c)
     redis.call('SADD', prefix .. ':of:' .. c.host, c.id)
     redis.call('SADD', vms, c.id)
   end
-  redis.call('HSET', key, 'v', schema, 'rev', c.rev + 1, 'host', c.host, 'state', c.state, 'doc', c.doc)
+  if c.rev == 0 then redis.call('ZREM', prefix .. ':forgotten', c.id) end
+  redis.call('HSET', key, 'v', versions[1], 'rev', c.rev + 1, 'host', c.host, 'state', c.state, 'doc', c.doc)
   if c.spec then redis.call('HSET', key, 'spec', c.spec) end
-  if c.take then
-    local ends = now + c.take.ttl_ms
-    redis.call('HSET', key, 'lo', c.take.owner, 'lu', ends)
-    if c.take.per_fleet then
-      redis.call('ZADD', slots, ends, c.id)
-      redis.call('ZADD', host_slots(c.host), ends, c.id)
-    end
-    leave_line(c.id, c.host)
-  end
+  if c.take then take(c) end
+  if c.result or c.release then end_attempt(c) end
   if c.release then give_back(c) end
+  settle(c)
   if c.check_in_ms then
     if c.check_in_ms < 0 then redis.call('ZREM', due, c.id) else redis.call('ZADD', due, now + c.check_in_ms, c.id) end
   end
+  if c.loss then
+    count_loss(c.id, c.loss, host_place(c.host))
+    count_loss(c.id, c.loss, 'fleet')
+    if not places_with_losses[c.host] then
+      places_with_losses[c.host] = true
+      places_with_losses[#places_with_losses + 1] = host_place(c.host)
+    end
+  end
 end
 
-local function write_down(entries)
-  for _, entry in ipairs(entries) do redis.call('XADD', stream, 'MAXLEN', '~', keep, '*', 'e', entry) end
+local function enlist(id)
+  local vm = redis.call('HMGET', vm_key(id), 'host', 'lo', 'lu', 'ln', 'cl')
+  local leased = vm[2] and tonumber(vm[3]) > now
+  local is_called = vm[5] and tonumber(vm[5]) > now
+  if not vm[1] or leased or vm[4] or is_called then return end
+  stand(id, host_place(vm[1]))
+  must_call(vm[1])
 end
 
 local function apply(c)
   if c.doc then put(c) else delete(c) end
-  write_down(c.events)
-end
-
--- The head of the host's own line, else of the fleet's; whoever admits it takes it out of the line.
-local function next_in_line(host)
-  local head = redis.call('ZRANGE', host_line(host), 0, 0)[1] or redis.call('ZRANGE', line, 0, 0)[1]
-  if not head then return nil end
-  local of = redis.call('HGET', vm_key(head), 'host')
-  if of then return {head, of} end
-  leave_line(head, host)
-  return nil
+  for _, entry in ipairs(c.events) do write_down(entry) end
+  if c.enlist then enlist(c.id) end
 end
 
 local changes = cjson.decode(ARGV[4])
-local reply = {{}}
-local all = ARGV[6] == 'all'
+local outcomes = {}
 local refused = false
-if all then
+if ARGV[6] == 'all' then
   for i, c in ipairs(changes) do
-    reply[1][i] = refusal(c) or 'not_tried'
-    refused = refused or reply[1][i] ~= 'not_tried'
+    outcomes[i] = refusal(c) or 'not_tried'
+    refused = refused or outcomes[i] ~= 'not_tried'
   end
 end
 if not refused then
   for i, c in ipairs(changes) do
-    reply[1][i] = refusal(c) or 'done'
-    if reply[1][i] == 'done' then
-      apply(c)
-      if c.release then
-        local head = next_in_line(c.host)
-        if head then reply[#reply + 1] = head end
-      end
-    end
+    outcomes[i] = refusal(c) or 'done'
+    if outcomes[i] == 'done' then apply(c) end
   end
 end
+for _, place in ipairs(places_with_losses) do look_for_storm(place) end
+if #places_with_losses > 0 then look_for_storm('fleet') end
 for _, id in ipairs(cjson.decode(ARGV[5])) do
   local key = vm_key(id)
   if redis.call('EXISTS', key) == 1 then redis.call('HSET', key, 'chk', now) end
 end
-write_down(cjson.decode(ARGV[7]))
-return reply
+for _, entry in ipairs(cjson.decode(ARGV[7])) do write_down(entry) end
+for _, id in ipairs(cjson.decode(ARGV[8])) do enlist(id) end
+for _, id in ipairs(cjson.decode(ARGV[9])) do
+  local vm = redis.call('HMGET', vm_key(id), 'host', 'lo', 'lu', 'cl')
+  if vm[1] and vm[4] and not (vm[2] and tonumber(vm[3]) > now) then
+    give_back_slots(id, vm[1])
+    must_call(vm[1])
+  end
+end
+call_and_tell()
+return {outcomes, called, told, last_event, intact and 1 or 0}

@@ -1,0 +1,124 @@
+"""VMMs of this host that no record names: reported, and by policy adopted or reaped."""
+
+from collections.abc import Callable, Sequence
+
+from workers.domain.audit import Event, EventKind, event
+from workers.domain.errors import GuardBusy, Paused, StopFailed
+from workers.domain.strays import Stray, StrayPolicy, StrayRules, decide
+from workers.domain.vm import Desired, State
+from workers.ports import Change, Running, Snapshot, StrayFound, VmHost, VmStore
+from workers.services.ledger import Ledger
+from workers.services.rebuild import record_of
+
+ACTOR = "reconcile"
+
+
+class NotAStray(StopFailed):
+    """A record names it by now: it is left alone."""
+
+
+class Strays:
+    """`may_destroy` takes one destructive action out of this host's budget, or says no; bookkeeping is free.
+
+    `is_halted`: the data are not trusted, or the kill switch is on; then nothing but reporting is done.
+    """
+
+    def __init__(
+        self,
+        store: VmStore,
+        host: VmHost,
+        ledger: Ledger,
+        *,
+        host_name: str,
+        rules: StrayRules,
+        may_destroy: Callable[[], bool],
+        is_halted: Callable[[], bool],
+        put: Callable[[Sequence[StrayFound]], None],
+    ) -> None:
+        self._store, self._host, self._ledger = store, host, ledger
+        self._host_name, self._rules = host_name, rules
+        self._may_destroy, self._is_halted, self._put = may_destroy, is_halted, put
+        self._sightings: dict[tuple[str, int, int], int] = {}
+
+    def sweep(self) -> tuple[int, int]:
+        """Look at every VMM; returns how many there are, and how many of them are strays. Raises StoreUnavailable."""
+        running = self._host.inventory()
+        ids = sorted({each.vm_id for each in running})
+        snapshot, forgotten = self._store.read(ids), self._store.forgotten(ids)
+        strays = [each for each in running if self._is_stray(each, snapshot)]
+        before, self._sightings = self._sightings, {}
+        found = []
+        for stray in strays:
+            self._sightings[_key(stray)] = before.get(_key(stray), 0) + 1
+            found.append(self._judge(stray, snapshot, is_forgotten=stray.vm_id in forgotten))
+        self._put(found)
+        for each in found:
+            if self._sightings[_key(each.running)] == 1:
+                self._ledger.note(_told(each, self._host_name, EventKind.STRAY, each.why))
+            self._act(each, snapshot.now_ms)
+        return len(running), len(strays)
+
+    def _is_stray(self, running: Running, snapshot: Snapshot) -> bool:
+        if running.vm_id in snapshot.unreadable:
+            return False
+        stored = snapshot.found.get(running.vm_id)
+        if stored is None or stored.record.host != self._host_name:
+            return True
+        settled = stored.record.state in (State.HEALTHY, State.DEGRADED) and not stored.leased
+        return settled and running.process != stored.record.process
+
+    def _judge(self, running: Running, snapshot: Snapshot, *, is_forgotten: bool) -> StrayFound:
+        kept = self._host.kept(running.vm_id)
+        stray = Stray(
+            guarded=running.guarded,
+            age_s=running.age_s,
+            sightings=self._sightings[_key(running)],
+            has_spec=kept.spec is not None and kept.process == running.process,
+            beside=running.vm_id in snapshot.found,
+            forgotten=is_forgotten or kept.forgotten_ms > 0,
+        )
+        return StrayFound(running, *decide(stray, self._rules))
+
+    def _act(self, found: StrayFound, now_ms: int) -> None:
+        if found.decision is StrayPolicy.REPORT or self._is_halted():
+            return
+        if found.decision is StrayPolicy.ADOPT:
+            self._adopt(found, now_ms)
+        elif self._may_destroy():
+            self._reap(found)
+        else:
+            why = "not reaped: the host's budget of destructive actions for this hour is spent"
+            self._ledger.note(_told(found, self._host_name, EventKind.DEFERRED, why))
+
+    def _adopt(self, found: StrayFound, now_ms: int) -> None:
+        kept = self._host.kept(found.running.vm_id)
+        if kept.spec is None:
+            return
+        record = record_of(kept, kept.spec, host=self._host_name, desired=Desired.RUNNING, now_ms=now_ms)
+        told = event(EventKind.ADOPTED, record, actor=ACTOR, why=f"stray adopted: {found.why}")
+        self._ledger.write([Change(record.vm_id, 0, record, (told,), check_in_ms=0, spec=kept.spec)])
+
+    def _reap(self, found: StrayFound) -> None:
+        running = found.running
+        try:
+            ended = self._host.fence(running.vm_id, running.process, before_signal=lambda: self._still_unnamed(running))
+        except (StopFailed, Paused, GuardBusy) as error:
+            self._ledger.note(_told(found, self._host_name, EventKind.DEFERRED, f"not reaped: {error}"))
+            return
+        why = f"stray pid {running.process.pid} reaped ({ended}): {found.why}"
+        self._ledger.note(_told(found, self._host_name, EventKind.REAPED, why))
+
+    def _still_unnamed(self, running: Running) -> None:
+        """Asked right before each signal. Raises NotAStray, StoreUnavailable."""
+        snapshot = self._store.read([running.vm_id])
+        if self._is_halted() or running.vm_id in snapshot.found or running.vm_id in snapshot.unreadable:
+            raise NotAStray(running.vm_id, "there is a record of it now")
+
+
+def _key(running: Running) -> tuple[str, int, int]:
+    return running.vm_id, running.process.pid, running.process.start_ticks
+
+
+def _told(found: StrayFound, host: str, kind: EventKind, why: str) -> Event:
+    running = found.running
+    return Event(kind, running.vm_id, host, ACTOR, f"pid {running.process.pid} says it is {running.vm_id}: {why}")
