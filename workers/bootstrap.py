@@ -122,6 +122,10 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+def stray_rules(settings: Settings) -> StrayRules:
+    return StrayRules(settings.strays.policy, settings.strays.min_age.total_seconds())
+
+
 def redis_client(settings: Settings) -> redis.Redis:
     return connect(
         settings.redis.url.get_secret_value(),
@@ -152,7 +156,7 @@ class Fleet:
         )
         self.hosts = HostRegistry(client, prefix=prefix)
         self.events = EventLog(client, prefix=prefix)
-        self.data = RedisData(client, prefix=prefix)
+        self.data = RedisData(client, prefix=prefix, lease_ms=_ms(settings.recovery.lease))
         self.weather = Weather(client, prefix=prefix)
 
     def registry(self, wakeups: Wakeups, *, actor: str) -> Registry:
@@ -244,7 +248,7 @@ def build_host_runtime(settings: Settings, wakeups: Wakeups) -> HostRuntime:
         host,
         health_policy(settings),
         recovery_policy(settings),
-        StrayRules(settings.strays.policy, settings.strays.min_age.total_seconds()),
+        stray_rules(settings),
         detection_interval_ms=_ms(settings.recovery.detection_interval),
         record_version=settings.redis.record_version,
     )

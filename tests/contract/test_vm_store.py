@@ -21,7 +21,7 @@ from tests.support.builders import (
 )
 from tests.support.fakes import FakeMemory
 from tests.support.servers import RedisFlavour
-from tests.support.stores import Subject, memory_subject, redis_subject
+from tests.support.stores import LEASE_MS, Subject, memory_subject, redis_subject
 from workers.domain.audit import EventKind, event
 from workers.domain.breaker import Call, Result, calls_of
 from workers.domain.epoch import Known
@@ -783,6 +783,14 @@ def test_a_confirmation_takes_in_the_epochs_that_frozen_hosts_know(subject: Subj
     subject.data.halt("host-a", Halt("redis holds other data", epoch="long ago"))
     subject.data.confirm(event(EventKind.CONFIRMED, a_vm(), actor="alice", why="yes"))
     assert subject.data.look(Known("long ago")).follows
+
+
+def test_nobody_is_admitted_after_a_confirmation_before_old_leases_have_ended(store: VmStore, subject: Subject) -> None:
+    put(store, a_lost_vm())
+    subject.data.confirm(event(EventKind.CONFIRMED, a_vm(), actor="alice", why="yes"))
+    assert admit(store) is Outcome.WAITING
+    subject.pass_time(LEASE_MS)
+    assert called(store.tend(HOST)) == ["vm-1"]
 
 
 def test_an_epoch_begins_once(subject: Subject) -> None:

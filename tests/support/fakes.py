@@ -26,7 +26,8 @@ from workers.domain.vm import Incarnation, State, VmRecord
 from workers.ports import Change, Outcome, StrayFound
 from workers.services.host_services import HostPolicies, HostPorts, HostServices, host_services
 from workers.simulator.host import SimHost
-from workers.simulator.memory_store import MemoryData, MemoryServer, MemoryVmStore, Row
+from workers.simulator.memory_server import MemoryData, MemoryServer, Row
+from workers.simulator.memory_store import MemoryVmStore
 
 _FOREVER_MS = 10**12
 
@@ -131,7 +132,7 @@ class World:
         self.memory = FakeMemory()
         self.limits = some_limits(**(limits or {}))
         self.store = MemoryVmStore(self.server, self.limits, self.memory)
-        self.data = MemoryData(self.server, (f"epoch-{n}" for n in itertools.count()))
+        self.data = MemoryData(self.server, (f"epoch-{n}" for n in itertools.count()), lease_ms=30_000)
         self.host = SimHost(HERE, self.clock)
         self.wakeups, self.telemetry = RecordingWakeups(), RecordingTelemetry()
         self.watched: dict[str, Incarnation] = {}
@@ -205,6 +206,9 @@ class World:
 
     def state(self, vm_id: str = "vm-1") -> State:
         return self.record(vm_id).state
+
+    def forget(self, vm_id: str = "vm-1") -> None:
+        assert self.store.write([Change(vm_id, self.rows[vm_id].rev, None)]).outcomes == [Outcome.DONE]
 
     def update(self, vm_id: str = "vm-1", **changes: Any) -> None:
         """What somebody else writes."""

@@ -11,13 +11,14 @@ from typing import cast
 
 import redis
 
-from tests.support.builders import NOW_MS, a_process
+from tests.support.builders import a_process
 from tests.support.fakes import FakeClock
 from tests.support.servers import empty
 from workers.domain.audit import Event
 from workers.embedded import EmbeddedServer
 from workers.ports import Data, Limits, Memory, VmStore
-from workers.simulator.memory_store import MemoryData, MemoryServer, MemoryVmStore
+from workers.simulator.memory_server import MemoryData, MemoryServer
+from workers.simulator.memory_store import MemoryVmStore
 from workers.store.client import connect
 from workers.store.data import RedisData
 from workers.store.events import EventLog
@@ -32,6 +33,7 @@ _TEST_TIME = (
     "return {math.floor(us / 1000000), us % 1000000} end)()"
 )
 _FOREVER_MS = 10**9
+LEASE_MS = 30_000
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Subject:
 def memory_subject() -> Subject:
     clock = FakeClock()
     server = MemoryServer(lambda: clock.now_us)
-    data = MemoryData(server, (f"epoch-{n}" for n in itertools.count()))
+    data = MemoryData(server, (f"epoch-{n}" for n in itertools.count()), lease_ms=LEASE_MS)
     return Subject(
         "memory",
         lambda limits, memory: MemoryVmStore(server, limits, memory),
@@ -86,7 +88,7 @@ def redis_subject(server: EmbeddedServer) -> Iterator[Subject]:
         yield Subject(
             server.directory.name,
             lambda limits, memory: RedisVmStore(client, prefix=PREFIX, limits=limits, memory=memory, time=_TEST_TIME),
-            RedisData(client, prefix=PREFIX),
+            RedisData(client, prefix=PREFIX, lease_ms=LEASE_MS, time=_TEST_TIME),
             clock,
             pass_time,
             serve,
@@ -103,6 +105,3 @@ def keys_of(server: EmbeddedServer) -> set[str]:
         return {key.decode() for key in cast("list[bytes]", client.keys(f"{PREFIX}:*"))}
     finally:
         client.close()
-
-
-START_MS = NOW_MS

@@ -138,9 +138,10 @@ def test_a_check_leaves_a_running_attempt_alone(evidence: Evidence) -> None:
 def test_an_announced_stop_is_no_orphan(evidence: Evidence) -> None:
     judgement = after(a_vm(desired=Desired.STOPPED), evidence)
 
-    assert judgement.record.state is State.STOPPED
-    assert judgement.record.process is None
+    assert judgement.record.state is State.HEALTHY, "whether nothing else runs is for the stop to find out"
+    assert judgement.stop_due
     assert judgement.due_in_ms is None
+    assert not after(a_vm(desired=Desired.STOPPED, state=State.STOPPED), evidence).stop_due
 
 
 def test_a_vm_to_be_stopped_that_fails_checks_is_not_recovered() -> None:

@@ -84,7 +84,7 @@ def test_a_record_that_changed_meanwhile_is_judged_once_more(world: World) -> No
     world.store.before_write = meanwhile
     world.checks.check(["vm-1"])
 
-    assert world.state() is State.STOPPED
+    assert world.wakeups.stops == ["vm-1"]
     assert world.wakeups.recovers == []
 
 

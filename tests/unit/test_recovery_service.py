@@ -289,12 +289,21 @@ def test_a_stop_that_comes_during_the_start_wins_and_is_told(world: World) -> No
 
 def test_a_vm_forgotten_during_its_recovery_leaves_no_new_process(world: World) -> None:
     world.put(a_lost_vm())
-    world.host.during_start = world.rows.__delitem__
+    world.host.during_start = world.forget
 
     recover(world)
 
     assert world.host.alive == {}
     assert world.rows == {}
+
+
+def test_a_record_that_is_lost_with_the_data_is_no_wish_to_end_the_vm(world: World) -> None:
+    world.put(a_lost_vm())
+    world.host.during_start = world.rows.__delitem__
+
+    assert isinstance(recover(world), Ignored)
+
+    assert [vmm.vm_id for vmm in world.host.alive.values()] == ["vm-1"]
 
 
 def test_a_spec_changed_meanwhile_does_not_keep_the_attempt_from_its_commit(world: World) -> None:

@@ -34,7 +34,7 @@ class Judgement:
     """The record after the observation.
 
     `look_again_ms` overrides the ordinary interval; `due_in_ms` asks for an attempt after that long; `loss` says that
-    this VM was lost just now.
+    this VM was lost just now; `stop_due` asks for the stop that is wanted to be completed.
     """
 
     record: VmRecord
@@ -42,6 +42,7 @@ class Judgement:
     look_again_ms: int | None = None
     due_in_ms: int | None = None
     loss: Loss | None = None
+    stop_due: bool = False
 
 
 def judge(record: VmRecord, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:
@@ -49,7 +50,7 @@ def judge(record: VmRecord, seen: Observation, policy: HealthPolicy, now_ms: int
     seen = weigh(record, seen)
     ruling = seen.ruling
     if record.desired is Desired.STOPPED:
-        return _judge_stopped(record, ruling, seen, now_ms)
+        return _judge_stopped(record, ruling)
     if record.state is State.RECOVERING or record.attempt_running:
         return Judgement(record)
     match ruling.verdict:
@@ -71,17 +72,10 @@ def weigh(record: VmRecord, seen: Observation) -> Observation:
     return seen
 
 
-def _judge_stopped(record: VmRecord, ruling: Ruling, seen: Observation, now_ms: int) -> Judgement:
-    if record.state is State.STOPPED or not (ruling.certain and ruling.verdict is Verdict.FAIL):
-        return Judgement(record)
-    return Judgement(*stopped(record, why=f"stop was announced; {seen.detail or seen.evidence}", now_ms=now_ms))
-
-
-def stopped(record: VmRecord, *, why: str, now_ms: int) -> tuple[VmRecord, tuple[Event, ...]]:
-    """The process of a VM that should not run is gone."""
-    cleared = replace(record, process=None, socket=None, fails=0, passes=0, doubt=None)
-    after = move(withdraw(cleared, now_ms), State.STOPPED, now_ms=now_ms)
-    return after, (event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state),)
+def _judge_stopped(record: VmRecord, ruling: Ruling) -> Judgement:
+    """A VM that is to be stopped is no orphan; nor is it stopped yet when the process we know of is gone."""
+    is_gone = ruling.certain and ruling.verdict is Verdict.FAIL
+    return Judgement(record, stop_due=is_gone and record.state is not State.STOPPED)
 
 
 def _passed(record: VmRecord, policy: HealthPolicy, now_ms: int) -> Judgement:
@@ -105,7 +99,7 @@ def _passed(record: VmRecord, policy: HealthPolicy, now_ms: int) -> Judgement:
 def _failed(record: VmRecord, ruling: Ruling, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:
     reason = ruling.reason or Reason.HEALTH_CHECK_FAILED
     if reason is Reason.NOT_STARTED:
-        return Judgement(record, due_in_ms=0 if is_due(record, now_ms) else None)
+        return _not_started(record, seen, now_ms)
     if record.state in _SETTLED:
         return Judgement(replace(record, passes=0))
     if ruling.certain:
@@ -120,6 +114,16 @@ def _failed(record: VmRecord, ruling: Ruling, seen: Observation, policy: HealthP
     changed = after.state is not record.state
     events = (event(EventKind.TRANSITION, after, actor=ACTOR, why=_words(seen), before=record.state),)
     return Judgement(after, events if changed else (), look_again_ms=policy.failing_interval_ms)
+
+
+def _not_started(record: VmRecord, seen: Observation, now_ms: int) -> Judgement:
+    """It waits for its first start; also where its host was silent before it came to that."""
+    due_in_ms = 0 if is_due(record, now_ms) else None
+    if record.state is not State.UNKNOWN:
+        return Judgement(record, due_in_ms=due_in_ms)
+    after = move(record, State.STARTING, now_ms=now_ms)
+    told = event(EventKind.TRANSITION, after, actor=ACTOR, why=_words(seen), before=record.state)
+    return Judgement(after, (told,), due_in_ms=due_in_ms)
 
 
 def _lose(

@@ -322,6 +322,13 @@ def succeed(
     return after, event(kind, after, actor=ACTOR, why=why, before=record.state, ended=ended)
 
 
+def stopped(record: VmRecord, *, why: str, now_ms: int) -> tuple[VmRecord, Event]:
+    """The process of a VM that should not run is gone."""
+    cleared = replace(record, process=None, socket=None, fails=0, passes=0, doubt=None)
+    after = move(withdraw(cleared, now_ms), State.STOPPED, now_ms=now_ms)
+    return after, event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state)
+
+
 def _running(record: VmRecord) -> Episode:
     episode = record.open_episode
     if episode is None or not episode.running:

@@ -5,8 +5,7 @@ from typing import TypeVar
 
 from workers.domain.audit import Event, EventKind, event
 from workers.domain.errors import ReliabilityError, StoreUnavailable
-from workers.domain.health import stopped
-from workers.domain.recovery import ACTOR, RecoveryPolicy, attempt_result, fail, fail_attempt, succeed
+from workers.domain.recovery import ACTOR, RecoveryPolicy, attempt_result, fail, fail_attempt, stopped, succeed
 from workers.domain.vm import Desired, Incarnation, VmRecord
 from workers.ports import Change, Clock, Lease, Outcome, Stored, VmStore
 from workers.services.ledger import Ledger
@@ -79,7 +78,9 @@ class Attempt:
         snapshot = self._store.read([self._vm_id])
         stored = snapshot.found.get(self._vm_id)
         if stored is None:
-            raise Withdrawn(f"vm {self._vm_id} was forgotten")
+            # A record that nobody has forgotten was lost with the data: that is no wish that anything should end.
+            was_forgotten = self._vm_id in self._store.forgotten([self._vm_id])
+            raise Withdrawn(f"vm {self._vm_id} was forgotten") if was_forgotten else self._lost()
         if stored.lease_owner != self._lease.owner or stored.record.generation != self._lease.token:
             raise self._lost()
         if stored.record.desired is Desired.STOPPED:
@@ -139,11 +140,9 @@ class Attempt:
         stored = snapshot.found.get(self._vm_id)
         if stored is None or stored.record.desired is not Desired.STOPPED:
             return None
-        after, events = stopped(stored.record, why=why, now_ms=snapshot.now_ms)
-        if started_meanwhile:
-            events += (
-                event(EventKind.STOPPED_AGAIN, after, actor=ACTOR, why=f"what was started is stopped again: {why}"),
-            )
+        after, told = stopped(stored.record, why=why, now_ms=snapshot.now_ms)
+        again = event(EventKind.STOPPED_AGAIN, after, actor=ACTOR, why=f"what was started is stopped again: {why}")
+        events = (told, again) if started_meanwhile else (told,)
         return snapshot.now_ms if self._write(stored, after, events) else None
 
     def _write(self, stored: Stored, after: VmRecord, events: tuple[Event, ...], *, counts: bool = True) -> bool:

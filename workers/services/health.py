@@ -153,6 +153,8 @@ class HealthChecks:
             self._watch(record.vm_id, record.process)
         if self._recovers and judgement.due_in_ms and not stored.leased:
             self._ledger.wake_later(record, judgement.due_in_ms)
+        if judgement.stop_due and not stored.leased:
+            self._ledger.stop(record)
 
 
 def needs_a_place(stored: Stored) -> bool:

@@ -174,8 +174,8 @@ class Reconciliation:
         for state in _JUDGED:
             for part in chunks(self._store.ids(host=host, state=state), _CHUNK):
                 snapshot = self._store.read(part)
-                unled = [stored for stored in snapshot.found.values() if not stored.leased]
-                self._ledger.write([_unknown(stored, snapshot.now_ms) for stored in unled])
+                ran = [each for each in snapshot.found.values() if not each.leased and each.record.process is not None]
+                self._ledger.write([_unknown(stored, snapshot.now_ms) for stored in ran])
 
 
 def _unknown(stored: Stored, now_ms: int) -> Change:

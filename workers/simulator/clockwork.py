@@ -85,7 +85,9 @@ class Task:
             raise Killed
 
     def wake(self) -> None:
-        """Go on, unless the process is stopped (SIGSTOP): then when it is continued."""
+        """Go on, unless the task has ended, or its process is stopped (SIGSTOP): then when it is continued."""
+        if self not in self._clockwork.tasks:
+            return
         if self.is_stopped and not self.is_killed:
             self._missed = self.wake
             return

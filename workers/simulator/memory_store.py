@@ -1,27 +1,24 @@
-"""The VmStore and Data ports in memory, decided by the same models as the scripts in Redis.
+"""The VmStore port in memory, decided by the same models as the scripts in Redis.
 
-The contract suite of the store holds it to what Redis does. Time comes from outside, and the data can be saved and put
-back, so that a rollback can be played.
+The contract suite of the store holds it to what Redis does.
 """
 
-import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from workers.domain import breaker as breakers
 from workers.domain import storm as storms
 from workers.domain.audit import Event, EventKind
 from workers.domain.breaker import FLEET, Breaker, BreakerState, Call, Result
-from workers.domain.epoch import NO_EVENT, Found, Known
+from workers.domain.epoch import Known
 from workers.domain.errors import StoreUnavailable, UnknownVm
 from workers.domain.recovery import needs_attempt
-from workers.domain.storm import Loss, Storm
+from workers.domain.storm import Loss
 from workers.domain.vm import State, VmRecord
 from workers.ports import (
     Called,
     Change,
-    Halt,
     Lease,
     Limits,
     Memory,
@@ -31,50 +28,11 @@ from workers.ports import (
     Take,
     Written,
 )
+from workers.simulator.memory_server import Contents, MemoryServer, Row, remembers
 from workers.specs import VmSpec
 
 _MOST_RANKED = 9
 _RANK = 10**13
-
-
-@dataclass
-class Row:
-    """One VM, as P:vm:<id> and what refers to it."""
-
-    record: VmRecord
-    rev: int = 0
-    spec: VmSpec | None = None
-    owner: str | None = None
-    token: int = 0
-    lease_end_ms: int = 0
-    checked_ms: int | None = None
-    due_ms: int | None = None
-    line: str | None = None
-    called_until_ms: int = 0
-    # What its attempt counts for, and under which generation of each breaker; None: no attempt that counts.
-    admissions: tuple[tuple[Call, int], ...] | None = None
-
-
-@dataclass
-class Contents:
-    """Everything that a rollback takes back."""
-
-    rows: dict[str, Row] = field(default_factory=dict)
-    slots: dict[str, dict[str, int]] = field(default_factory=dict)
-    lines: dict[str, dict[str, int]] = field(default_factory=dict)
-    breakers: dict[str, Breaker] = field(default_factory=dict)
-    offered: dict[str, int] = field(default_factory=dict)
-    storms: dict[str, Storm] = field(default_factory=dict)
-    losses: dict[tuple[Loss, str], dict[str, int]] = field(default_factory=dict)
-    forgotten: dict[str, int] = field(default_factory=dict)
-    events: list[tuple[str, Event]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    halted: dict[str, Halt] = field(default_factory=dict)
-    host_leases: dict[str, int] = field(default_factory=dict)
-    epoch: str | None = None
-    epochs: set[str] = field(default_factory=set)
-    server_run: int | None = None
-    quarantine_until_ms: int = 0
 
 
 @dataclass
@@ -88,45 +46,6 @@ class _Act:
     to_call: dict[str, None] = field(default_factory=dict)
     lost_on: dict[str, None] = field(default_factory=dict)
     last_event: str | None = None
-
-
-class MemoryServer:
-    """What all clients share. `away` makes every call fail like a server that does not answer."""
-
-    def __init__(self, now_us: Callable[[], int]) -> None:
-        self._now_us = now_us
-        self.contents = Contents()
-        self.run = 1
-        self.away = False
-        self._last_event = (0, 0)
-
-    @property
-    def now_us(self) -> int:
-        return self._now_us()
-
-    @property
-    def now_ms(self) -> int:
-        return self._now_us() // 1000
-
-    def save(self) -> Contents:
-        return copy.deepcopy(self.contents)
-
-    def restart(self, contents: Contents | None = None) -> None:
-        """Another life of the server: with its data, or with these."""
-        self.run += 1
-        if contents is not None:
-            self.contents = contents
-
-    def append(self, event: Event) -> str:
-        ms, number = self._last_event
-        self._last_event = (self.now_ms, 0) if self.now_ms > ms else (ms, number + 1)
-        event_id = f"{self._last_event[0]}-{self._last_event[1]}"
-        self.contents.events.append((event_id, event))
-        return event_id
-
-    def serve(self, host: str, ttl_ms: int) -> None:
-        """A worker of this host holds its name."""
-        self.contents.host_leases[host] = self.now_ms + ttl_ms
 
 
 class MemoryVmStore:
@@ -476,8 +395,8 @@ class MemoryVmStore:
         data = self._data
         if data.server_run != self.server.run:
             known, data.server_run = data.server_run, self.server.run
-            data.quarantine_until_ms = self._now + self._limits.lease_ms if known is not None else 0
             if known is not None:
+                data.quarantine_until_ms = self._now + self._limits.lease_ms
                 seconds = self._limits.lease_ms // 1000
                 why = f"redis was started again: no recovery begins for {seconds} s, as long as a lease may last"
                 self._tell(act, EventKind.QUARANTINE, "recovery", why, scope=FLEET)
@@ -630,50 +549,6 @@ class MemoryVmStore:
         lasted = (self._now - storm.since_ms) // 1000
         why = f"{storm.came_back} VMs came back in {lasted} s, nobody waits"
         self._tell(act, EventKind.STORM_ENDED, "storm_guard", why, **_about(place))
-
-
-class MemoryData:
-    """The Data port of the same server."""
-
-    def __init__(self, server: MemoryServer, new_ids: Iterator[str]) -> None:
-        self._server, self._new_ids = server, new_ids
-
-    @property
-    def _data(self) -> Contents:
-        if self._server.away:
-            raise StoreUnavailable("the server is away")
-        return self._server.contents
-
-    def look(self, known: Known | None) -> Found:
-        data = self._data
-        last = data.events[-1][0] if data.events else NO_EVENT
-        follows = known is not None and data.epoch is not None and known.epoch in data.epochs
-        return Found(data.epoch, last, remembers(data, known.last_event if known else NO_EVENT), follows)
-
-    def begin(self, known: Known | None) -> Found:
-        if self._data.epoch is None:
-            self._data.epoch = next(self._new_ids)
-        return self.look(known)
-
-    def confirm(self, told: Event) -> Found:
-        data = self._data
-        data.epochs |= {halt.epoch for halt in data.halted.values() if halt.epoch}
-        if data.epoch is not None:
-            data.epochs.add(data.epoch)
-        data.epoch = next(self._new_ids)
-        self._server.append(told)
-        return self.look(None)
-
-    def halt(self, host: str, halt: Halt | None) -> None:
-        if halt is None:
-            self._data.halted.pop(host, None)
-        else:
-            self._data.halted[host] = halt
-
-
-def remembers(data: Contents, event_id: str) -> bool:
-    """Nothing is ever trimmed here: what is not there was lost."""
-    return event_id == NO_EVENT or any(found == event_id for found, _ in reversed(data.events))
 
 
 def _rank(record: VmRecord, now_ms: int) -> int:

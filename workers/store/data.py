@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from workers.domain.audit import Event
 from workers.domain.epoch import NO_EVENT, Found, Known
 from workers.ports import Halt
-from workers.store.client import script, translated
+from workers.store.client import SERVER_TIME, script, translated
 from workers.store.codec import compact, dump_event
 from workers.store.keys import Keys
 
@@ -21,10 +21,10 @@ _HALT: TypeAdapter[Halt] = TypeAdapter(Halt)
 class RedisData:
     """The Data port on Redis. Raises StoreUnavailable."""
 
-    def __init__(self, client: redis.Redis, *, prefix: str) -> None:
-        self._client = client
+    def __init__(self, client: redis.Redis, *, prefix: str, lease_ms: int, time: str = SERVER_TIME) -> None:
+        self._client, self._lease_ms = client, lease_ms
         self._keys = Keys(prefix)
-        self._epoch = script(client, "epoch")
+        self._epoch = script(client, "epoch", time=time)
 
     def look(self, known: Known | None) -> Found:
         return self._run("look", known)
@@ -38,7 +38,7 @@ class RedisData:
     def _run(self, what: str, known: Known | None, told: Event | None = None) -> Found:
         epoch, last = (known.epoch, known.last_event) if known else ("", NO_EVENT)
         new = uuid.uuid4().hex
-        args = [self._keys.prefix, what, epoch, last, new, dump_event(told) if told else ""]
+        args = [self._keys.prefix, what, epoch, last, new, dump_event(told) if told else "", self._lease_ms]
         with translated():
             found, last_event, remembers, follows = self._epoch(args=args)
         return Found(found.decode() or None, last_event.decode(), bool(remembers), bool(follows))

@@ -3,7 +3,7 @@
 -- P:epoch hash id; P:epochs zset of earlier ids that operators confirmed as predecessors -> when; P:halted hash host ->
 -- JSON of why, with the epoch it knows.
 -- ARGV: 1 prefix, 2 what: "look", "begin" (only where there is none) or "confirm", 3 epoch this host knows or "", 4 last
---   event it knows, 5 id for a new epoch, 6 event to write down (JSON) or ""
+--   event it knows, 5 id for a new epoch, 6 event to write down (JSON) or "", 7 how long a lease may last (ms)
 -- Returns {epoch id or "", last event id, 1 if the known event is there or was trimmed away, 1 if the epoch follows the
 --   known one}
 local what, known, last_known = ARGV[2], ARGV[3], ARGV[4]
@@ -21,6 +21,8 @@ elseif what == 'confirm' then
   end
   id = ARGV[5]
   redis.call('HSET', key, 'id', id)
+  -- Attempts that the lost data had admitted may still be at work: nobody is admitted before their leases have ended.
+  redis.call('HSET', prefix .. ':server', 'until', now + ARGV[7])
 end
 if ARGV[6] ~= '' then redis.call('XADD', stream, '*', 'e', ARGV[6]) end
 

@@ -56,9 +56,10 @@ local function quarantine()
   local known = redis.call('HMGET', prefix .. ':server', 'run', 'until')
   local ends = tonumber(known[2] or 0)
   if known[1] ~= run then
-    ends = known[1] and now + limits.lease_ms or 0
-    redis.call('HSET', prefix .. ':server', 'run', run, 'until', ends)
-    if ends > 0 then
+    redis.call('HSET', prefix .. ':server', 'run', run)
+    if known[1] then
+      ends = now + limits.lease_ms
+      redis.call('HSET', prefix .. ':server', 'until', ends)
       tell('quarantine', 'recovery', string.format('redis was started again: no recovery begins for %d s, as long as a '
         .. 'lease may last', limits.lease_ms / 1000), {scope = 'fleet'})
     end
