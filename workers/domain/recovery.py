@@ -62,12 +62,16 @@ class RecoveryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WakeUp:
-    """What a message says. Messages come late, twice or by hand, so each names what it was meant for, if anything."""
+    """What a message says. Messages come late, twice or by hand, so each names what it was meant for, if anything.
+
+    `tries` counts how often it came too early or could not be followed yet.
+    """
 
     episode: str | None = None
     attempt: int | None = None
     request_id: str | None = None
     actor: str = ACTOR
+    tries: int = 0
 
     @property
     def is_manual(self) -> bool:

@@ -114,8 +114,9 @@ class LocalVmmHost:
 
     def fence(self, vm_id: str, process: Incarnation, *, before_signal: Renew) -> str:
         def allowed() -> None:
-            self._files.check_kill_switch()
             before_signal()
+            # Last, for the other may have waited.
+            self._files.check_kill_switch()
 
         with pidfd_of(process, self._vantage) as fd:
             if fd is None:
@@ -151,8 +152,8 @@ class LocalVmmHost:
         with self._files.lock(spec.id, patience_s=_LOCK_PATIENCE_S) as lock_fd:
             self._refuse_beside_another(spec.id)
             run = self._files.begin(spec.id, generation, driver=spec.driver, spec=dump_spec(spec))
-            self._files.check_kill_switch()
             before_exec()
+            self._files.check_kill_switch()
             process = self._exec(spec.id, launch, run, lock_fd)
         try:
             self._bring_up(driver, spec, run, process, while_waiting)

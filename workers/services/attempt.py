@@ -25,6 +25,10 @@ class Withdrawn(ReliabilityError):
     """The VM is to be stopped, or was forgotten, since the attempt began."""
 
 
+class WantedAgain(ReliabilityError):
+    """The VM is to run, since its stop began."""
+
+
 class Attempt:
     """The lease is counted by our clock from before each request for it."""
 
@@ -65,27 +69,48 @@ class Attempt:
         if not ours:
             raise self._lost()
         self._renewed_at = asked_at
+        self._must_last()
+
+    def _must_last(self) -> None:
+        """Whatever an answer said: it may have taken longer to reach us than it was good for. Raises LeaseLost."""
+        if self.left_s <= 0:
+            raise self._lost()
 
     def still_wanted(self) -> None:
         """To be called under the VM's lock, right before exec: waits for Redis, but no longer than the lease lasts.
 
         Raises Withdrawn, LeaseLost.
         """
-        self._as_long_as_held(self._own_record)
+        self._as_long_as_held(self._wanted)
+        self._must_last()
 
-    def _own_record(self) -> tuple[Stored, int]:
-        """Return the record as it is now, and server time in ms; only while the lease is ours and running is wanted."""
+    def still_unwanted(self) -> None:
+        """To be called before each signal of a stop. Raises WantedAgain, LeaseLost, StoreUnavailable."""
+        stored, _ = self._own_record()
+        if stored is not None and stored.record.desired is Desired.RUNNING:
+            raise WantedAgain(f"vm {self._vm_id} is to run again")
+        self._must_last()
+
+    def _own_record(self) -> tuple[Stored | None, int]:
+        """Return the record (None: forgotten), and server time in ms, as they are now; only while the lease is ours."""
         snapshot = self._store.read([self._vm_id])
         stored = snapshot.found.get(self._vm_id)
         if stored is None:
             # A record that nobody has forgotten was lost with the data: that is no wish that anything should end.
-            was_forgotten = self._vm_id in self._store.forgotten([self._vm_id])
-            raise Withdrawn(f"vm {self._vm_id} was forgotten") if was_forgotten else self._lost()
-        if stored.lease_owner != self._lease.owner or stored.record.generation != self._lease.token:
+            if self._vm_id not in self._store.forgotten([self._vm_id]):
+                raise self._lost()
+        elif stored.lease_owner != self._lease.owner or stored.record.generation != self._lease.token:
             raise self._lost()
+        return stored, snapshot.now_ms
+
+    def _wanted(self) -> tuple[Stored, int]:
+        """Return the record as `_own_record` does, if it is to run."""
+        stored, now_ms = self._own_record()
+        if stored is None:
+            raise Withdrawn(f"vm {self._vm_id} was forgotten")
         if stored.record.desired is Desired.STOPPED:
             raise Withdrawn(f"vm {self._vm_id} is to be stopped")
-        return stored, snapshot.now_ms
+        return stored, now_ms
 
     def _lost(self) -> LeaseLost:
         return LeaseLost(f"vm {self._vm_id}: the lease of this attempt is gone")
@@ -123,7 +148,7 @@ class Attempt:
         self, decide: Callable[[VmRecord, int], tuple[VmRecord, Event]], *, counts: bool = True
     ) -> tuple[VmRecord, int]:
         def decide_and_write() -> tuple[VmRecord, int] | None:
-            stored, now_ms = self._own_record()
+            stored, now_ms = self._wanted()
             after, event_ = decide(stored.record, now_ms)
             return (after, now_ms) if self._write(stored, after, (event_,), counts=counts) else None
 
@@ -144,6 +169,13 @@ class Attempt:
         again = event(EventKind.STOPPED_AGAIN, after, actor=ACTOR, why=f"what was started is stopped again: {why}")
         events = (told, again) if started_meanwhile else (told,)
         return snapshot.now_ms if self._write(stored, after, events) else None
+
+    def let_go(self, why: str) -> None:
+        """Nothing was achieved: give the lease back, so that the next one who tries need not wait for its end."""
+        stored = self._store.read([self._vm_id]).found.get(self._vm_id)
+        if stored is not None:
+            told = event(EventKind.DEFERRED, stored.record, actor=ACTOR, why=why)
+            self._write(stored, stored.record, (told,))
 
     def _write(self, stored: Stored, after: VmRecord, events: tuple[Event, ...], *, counts: bool = True) -> bool:
         """False when somebody (not an attempt: we hold the lease) wrote in between. Gives lease and slots back."""

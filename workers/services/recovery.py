@@ -45,6 +45,7 @@ from workers.ports import (
     Lease,
     Outcome,
     Prober,
+    Renew,
     Running,
     Snapshot,
     Stored,
@@ -53,14 +54,19 @@ from workers.ports import (
     VmHost,
     VmStore,
 )
-from workers.services.attempt import Attempt, LeaseLost, Withdrawn
+from workers.services.attempt import Attempt, LeaseLost, WantedAgain, Withdrawn
 from workers.services.ledger import Ledger
 from workers.specs import VmSpec, image_of
 
 # A record that changes under our eyes is read again this often before the message is given up to the next sweep.
 _TRIES = 5
-_BUSY_MS = 20
+_BUSY_MS, _LONGEST_BUSY_MS = 20, 1000
 _POSTPONED_MS = 5000
+# A message that comes sooner than this before its time waits for the rest; any other is a double of one to come.
+_EARLY_MS = 1000
+# So often a message comes again that could not be followed yet. Then it is left to the sweeps: each of them sends a new
+# one, and old ones that never end would grow without bound.
+_COMES_AGAIN = 8
 _WOULD_LOSE_DATA = (
     "its disks are ephemeral: starting it again would lose their data; set allow_data_loss, then `reliability recover`"
 )
@@ -159,7 +165,9 @@ class Recovery:
             case Stale(why):
                 return self._ignore(record.vm_id, why)
             case NotYet(wait_ms):
-                return RetryIn(wait_ms, wake, "backoff")
+                if wait_ms > _EARLY_MS:
+                    return self._ignore(record.vm_id, f"too early by {wait_ms} ms: another message comes in time")
+                return self._come_again(record.vm_id, wait_ms, wake, "backoff")
             case Exhausted(why):
                 error = record.episode.error if record.episode else None
                 after, event_ = fail(record, why, now_ms=now_ms, error=error)
@@ -195,7 +203,8 @@ class Recovery:
         found = running.process if running else record.process
         seen = self._look(replace(record, process=found, socket=running.socket if running else record.socket))
         if seen is None:
-            return RetryIn(_BUSY_MS, wake, "a check of this vm is under way")
+            wait_ms = min(_LONGEST_BUSY_MS, _BUSY_MS << wake.tries)
+            return self._come_again(record.vm_id, wait_ms, wake, "a check of this vm is under way")
         if found is not None and _serves(record, found, seen):
             return self._keep(stored, running, found, snapshot)
         if doubt := _why_not_to_act(record, seen, running):
@@ -209,10 +218,16 @@ class Recovery:
             return group[record.vm_id]
         return None
 
-    def _postpone(self, record: VmRecord, wake: WakeUp, why: str) -> RetryIn:
+    def _postpone(self, record: VmRecord, wake: WakeUp, why: str) -> Result:
         """Nothing is decided and no attempt is spent; the sweeps look again too."""
         self._ledger.note(event(EventKind.DEFERRED, record, actor=wake.actor, why=why))
-        return RetryIn(min(self._policy.retry_interval_ms, _POSTPONED_MS), wake, why)
+        wait_ms = min(self._policy.retry_interval_ms, _POSTPONED_MS)
+        return self._come_again(record.vm_id, wait_ms, wake, why)
+
+    def _come_again(self, vm_id: str, wait_ms: int, wake: WakeUp, why: str) -> Result:
+        if wake.tries >= _COMES_AGAIN:
+            return self._ignore(vm_id, f"{why}; left to the next sweep")
+        return RetryIn(wait_ms, replace(wake, tries=wake.tries + 1), why)
 
     def _keep(self, stored: Stored, running: Running | None, process: Incarnation, snapshot: Snapshot) -> Result | None:
         """The VM serves: healthy again, or a VMM the record did not know is taken over."""
@@ -282,7 +297,7 @@ class Recovery:
         vm_id = record.vm_id
         new: Incarnation | None = None
         try:
-            self._fence(attempt, record, running)
+            self._fence(record, running, before_signal=attempt.keep)
             attempt.keep()
             new = self._host.start(
                 spec, record.generation, before_exec=attempt.still_wanted, while_waiting=attempt.keep
@@ -298,11 +313,11 @@ class Recovery:
         self._watch(vm_id, new)
         return Finished(after.state, "recovered")
 
-    def _fence(self, attempt: Attempt, record: VmRecord, running: Running | None) -> None:
-        """The recorded process, and a guarded one that the record does not know and that does not serve."""
+    def _fence(self, record: VmRecord, running: Running | None, *, before_signal: Renew) -> None:
+        """The recorded process, and one that runs and that the record does not know."""
         targets = {process for process in (record.process, running.process if running else None) if process}
         for process in targets:
-            self._host.fence(record.vm_id, process, before_signal=attempt.keep)
+            self._host.fence(record.vm_id, process, before_signal=before_signal)
 
     def _would_lose_data(self, record: VmRecord, spec: VmSpec) -> bool:
         """The same persistent disks may always be started again; ephemeral ones start empty, which is a loss."""
@@ -336,9 +351,11 @@ class Recovery:
         try:
             running = self._host.running(vm_id)
             if running is not None and running.guarded:
-                self._host.fence(vm_id, running.process, before_signal=attempt.keep)
+                self._host.fence(vm_id, running.process, before_signal=attempt.still_unwanted)
             self._end_stopped(attempt, vm_id, why, started_meanwhile=new is not None)
-        except (LeaseLost, StoreUnavailable, StopFailed, Paused, GuardBusy) as error:
+        except (StopFailed, Paused, GuardBusy, WantedAgain) as error:
+            return self._not_stopped(attempt, vm_id, str(error))
+        except (LeaseLost, StoreUnavailable) as error:
             return self._ignore(vm_id, str(error))
         return Finished(State.STOPPED, why)
 
@@ -368,16 +385,25 @@ class Recovery:
     def _bring_down(self, attempt: Attempt, record: VmRecord) -> Result:
         try:
             running = self._host.running(record.vm_id)
-            self._fence(attempt, record, running if running and running.guarded else None)
+            guarded = running if running and running.guarded else None
+            self._fence(record, guarded, before_signal=attempt.still_unwanted)
             self._end_stopped(attempt, record.vm_id, "stopped as desired")
-        except (LeaseLost, StoreUnavailable, StopFailed, Paused, GuardBusy) as error:
+        except (StopFailed, Paused, GuardBusy, WantedAgain) as error:
+            return self._not_stopped(attempt, record.vm_id, str(error))
+        except (LeaseLost, StoreUnavailable) as error:
             return self._ignore(record.vm_id, str(error))
         return Finished(State.STOPPED, "stopped as desired")
+
+    def _not_stopped(self, attempt: Attempt, vm_id: str, why: str) -> Ignored:
+        """The sweeps try again."""
+        with suppress(LeaseLost, StoreUnavailable):
+            attempt.let_go(why)
+        return self._ignore(vm_id, why)
 
 
 def _needs_no_slot(result: Result) -> bool:
     """Whether the slot that was kept for this VM would stay unused for longer than a moment."""
-    return isinstance(result, Ignored | ForHost) or (isinstance(result, RetryIn) and result.wait_ms > _BUSY_MS)
+    return isinstance(result, Ignored | ForHost) or (isinstance(result, RetryIn) and result.wait_ms > _LONGEST_BUSY_MS)
 
 
 def _what_is_next(after: VmRecord, wake: WakeUp, why: str, now_ms: int) -> Result:

@@ -11,6 +11,8 @@ from workers.services.ledger import Ledger
 from workers.services.rebuild import record_of
 
 ACTOR = "reconcile"
+# In these states a VMM beside the one of the record means that the record is wrong, or that it is doubled.
+_SETTLED = frozenset({State.HEALTHY, State.DEGRADED, State.STOPPED})
 
 
 class NotAStray(StopFailed):
@@ -20,7 +22,8 @@ class NotAStray(StopFailed):
 class Strays:
     """`may_destroy` takes one destructive action out of this host's budget, or says no; bookkeeping is free.
 
-    `is_halted`: the data are not trusted, or the kill switch is on; then nothing but reporting is done.
+    `is_halted`: the data are not trusted, or the kill switch is on; then nothing but reporting is done. One sweep at a
+    time: its caller sees to that.
     """
 
     def __init__(
@@ -46,11 +49,8 @@ class Strays:
         ids = sorted({each.vm_id for each in running})
         snapshot, forgotten = self._store.read(ids), self._store.forgotten(ids)
         strays = [each for each in running if self._is_stray(each, snapshot)]
-        before, self._sightings = self._sightings, {}
-        found = []
-        for stray in strays:
-            self._sightings[_key(stray)] = before.get(_key(stray), 0) + 1
-            found.append(self._judge(stray, snapshot, is_forgotten=stray.vm_id in forgotten))
+        self._sightings = {_key(stray): self._sightings.get(_key(stray), 0) + 1 for stray in strays}
+        found = [self._judge(stray, snapshot, is_forgotten=stray.vm_id in forgotten) for stray in strays]
         self._put(found)
         for each in found:
             if self._sightings[_key(each.running)] == 1:
@@ -64,7 +64,7 @@ class Strays:
         stored = snapshot.found.get(running.vm_id)
         if stored is None or stored.record.host != self._host_name:
             return True
-        settled = stored.record.state in (State.HEALTHY, State.DEGRADED) and not stored.leased
+        settled = stored.record.state in _SETTLED and not stored.leased
         return settled and running.process != stored.record.process
 
     def _judge(self, running: Running, snapshot: Snapshot, *, is_forgotten: bool) -> StrayFound:

@@ -3,6 +3,7 @@
 Orphan detection is quick and often; reconciliation compares records and processes both ways, and is rarer.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -133,9 +134,18 @@ class Reconciliation:
     ) -> None:
         self._store, self._host, self._strays, self._ledger = store, host, strays, ledger
         self._host_name, self._silent_hosts, self._version = host_name, silent_hosts, version
+        self._one_at_a_time = threading.Lock()
 
     def sweep(self) -> SweepReport:
-        """Compare records with processes, both ways. Raises StoreUnavailable."""
+        """Compare records with processes, both ways; not beside another such sweep. Raises StoreUnavailable."""
+        if not self._one_at_a_time.acquire(blocking=False):
+            return SweepReport()
+        try:
+            return self._sweep()
+        finally:
+            self._one_at_a_time.release()
+
+    def _sweep(self) -> SweepReport:
         report = SweepReport()
         report.looked_at, report.strays = self._strays.sweep()
         for part in chunks(self._store.ids(host=self._host_name), _CHUNK):
@@ -174,8 +184,13 @@ class Reconciliation:
         for state in _JUDGED:
             for part in chunks(self._store.ids(host=host, state=state), _CHUNK):
                 snapshot = self._store.read(part)
-                ran = [each for each in snapshot.found.values() if not each.leased and each.record.process is not None]
-                self._ledger.write([_unknown(stored, snapshot.now_ms) for stored in ran])
+                judged = [stored for stored in snapshot.found.values() if _is_judged(stored)]
+                self._ledger.write([_unknown(stored, snapshot.now_ms) for stored in judged])
+
+
+def _is_judged(stored: Stored) -> bool:
+    """A VM that was never started is nothing to be unsure about."""
+    return stored.record.state in _JUDGED and stored.record.process is not None and not stored.leased
 
 
 def _unknown(stored: Stored, now_ms: int) -> Change:

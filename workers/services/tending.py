@@ -63,10 +63,11 @@ class Tending:
         return None
 
     def _tell(self, halt: Halt | None) -> None:
-        """Tell each change once, to the other hosts and in the audit."""
+        """Tell each change once in the audit; a halt is told to the other hosts again and again: data may get lost."""
+        if halt is not None or not self._has_told or self._told is not None:
+            self._data.halt(self._host_name, halt)
         if self._has_told and halt == self._told:
             return
-        self._data.halt(self._host_name, halt)
         if halt is not None:
             self._ledger.note(self._event(EventKind.FROZEN, f"nothing is recovered on this host: {halt.why}"))
         elif self._told is not None:

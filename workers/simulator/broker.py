@@ -29,7 +29,7 @@ class Broker:
     loss: float = 0.0
     doubling: float = 0.0
     away: bool = False
-    consumers: dict[str, Callable[[Message], bool]] = field(default_factory=dict)
+    consumers: dict[str, list[Callable[[Message], bool]]] = field(default_factory=dict)
     _waiting: dict[str, list[Message]] = field(default_factory=dict)
     _life: int = 0
 
@@ -48,20 +48,23 @@ class Broker:
     def _deliver(self, message: Message, life: int) -> None:
         if life != self._life:
             return  # flushed
-        consume = self.consumers.get(message.host)
-        if consume is None or not consume(message):
+        consumers = self.consumers.get(message.host, [])
+        in_turn = self.dice.sample(consumers, len(consumers)) if len(consumers) > 1 else consumers
+        if not any(consume(message) for consume in in_turn):
             self._waiting.setdefault(message.host, []).append(message)
 
     def serve(self, host: str, consume: Callable[[Message], bool]) -> None:
         """A worker of this host consumes from now on, also what has been waiting."""
-        self.consumers[host] = consume
+        consumers = self.consumers.setdefault(host, [])
+        if consume not in consumers:
+            consumers.append(consume)
         waiting, self._waiting[host] = self._waiting.get(host, []), []
         for message in waiting:
             self._later(message, LATENCY_S)
 
     def leave(self, host: str, consume: Callable[[Message], bool]) -> None:
-        if self.consumers.get(host) == consume:
-            del self.consumers[host]
+        if consume in self.consumers.get(host, []):
+            self.consumers[host].remove(consume)
 
     def give_back(self, message: Message) -> None:
         """Its worker died with it unacknowledged."""

@@ -28,8 +28,10 @@ class _Runner:
 
     def __init__(self, clockwork: "Clockwork") -> None:
         self._clockwork = clockwork
-        self._baton = threading.Semaphore(0)
-        self._done = threading.Semaphore(0)
+        # Bare locks, taken from the start and released by the other side: nothing hands over faster.
+        self._baton, self._done = threading.Lock(), threading.Lock()
+        self._baton.acquire()
+        self._done.acquire()
         self.task: Task | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()

@@ -10,6 +10,9 @@ from workers.domain.errors import ReliabilityError
 from workers.simulator.host import Faults, SimVmm
 from workers.simulator.world import World
 
+# Workers of one host, and one more of beats: others only wait, or share the same work.
+_MOST = 2
+
 _table: dict[str, "Happening"] = {}
 
 
@@ -174,8 +177,9 @@ def _end_worker(world: World, host: str) -> None:
 
 @_happening
 def _start_worker(world: World, host: str) -> None:
-    """One more worker for this host."""
-    world.machines[host].start_worker()
+    """One more worker for this host, where there are not two already."""
+    if len(world.machines[host].workers) < _MOST:
+        world.machines[host].start_worker()
 
 
 @_happening
@@ -293,8 +297,9 @@ def _kill_beat(world: World) -> None:
 
 @_happening
 def _start_beat(world: World) -> None:
-    """One more beat."""
-    world.start_beat()
+    """One more beat, where there are not three already."""
+    if len(world.beats) <= _MOST:
+        world.start_beat()
 
 
 # People and the VM manager

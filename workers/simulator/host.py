@@ -172,8 +172,8 @@ class SimHost:
         return "signal 9"
 
     def _signal(self, vmm: SimVmm, before_signal: Renew) -> None:
-        self.check_kill_switch()
         before_signal()
+        self.check_kill_switch()
         self.before_signal(vmm)
 
     def _wait(self, seconds: float, between: Renew) -> None:
@@ -211,8 +211,8 @@ class SimHost:
         try:
             self.check_generation(vm_id, generation, self.kept(vm_id).generation)
             self.run_dirs[vm_id] = Kept(vm_id, generation, spec.driver, spec)
-            self.check_kill_switch()
             before_exec()
+            self.check_kill_switch()
             self.before_exec(vm_id, generation)
             self.started.append((vm_id, generation))
             vmm = self.boot(vm_id, generation, half=True, **self.faults.get(vm_id, Faults()).comes_up)

@@ -4,7 +4,7 @@ Leases are followed by what the store granted, not by what it says later: also w
 no two attempts may believe in the same VM.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from workers.domain.audit import EventKind
 from workers.domain.breaker import BreakerState
 from workers.domain.recovery import needs_attempt
 from workers.domain.vm import Desired, State, VmRecord
-from workers.ports import Change, Lease, Outcome, Written
+from workers.ports import Change, Lease, Outcome, Snapshot, Written
 from workers.simulator.host import SimVmm
 from workers.simulator.machine import HostStore, Machine
 from workers.simulator.worker import SimWorker
@@ -45,6 +45,8 @@ class Invariants:
     seen: list[str] = field(default_factory=list)
     grants: dict[str, _Grant] = field(default_factory=dict)
     serving_since: dict[int, int] = field(default_factory=dict)
+    # The server's clock may be set back between a look at it and what follows from that.
+    newest_ms: int = 0
 
     def attach(self) -> None:
         self.world.make_store = lambda machine, worker: WatchedStore(machine, worker, self)
@@ -62,7 +64,8 @@ class Invariants:
         self.seen.append(f"invariant {number} at {at_s:.3f} s: {text}")
 
     def _now(self) -> int:
-        return self.world.clockwork.now_us
+        """Server time, which decides whether a lease holds."""
+        return self.world.server.now_us
 
     # 1: one live process per VM on a host
 
@@ -72,7 +75,7 @@ class Invariants:
             for vmm in machine.sim.alive.values():
                 owners[vmm.vm_id] = owners.get(vmm.vm_id, 0) + 1
                 if vmm.serves:
-                    self.serving_since.setdefault(vmm.process.pid, self._now())
+                    self.serving_since.setdefault(vmm.process.pid, self.world.clockwork.now_us)
                 else:
                     self.serving_since.pop(vmm.process.pid, None)
             for vm_id, number in owners.items():
@@ -82,9 +85,10 @@ class Invariants:
     # 3 and 4: what is started and what is signalled
 
     def _executes(self, machine: Machine, vm_id: str, generation: int) -> None:
-        record = self._record(vm_id)
-        if record is None or record.desired is Desired.STOPPED:
-            self._complain(3, f"{vm_id} is started, which is {'forgotten' if record is None else 'to be stopped'}")
+        record, worker = self._record(vm_id), self._worker()
+        read_ms = worker.read_ms.get(vm_id, 0) if worker else 0
+        if (unwanted := self._unwanted_since(vm_id)) is not None and unwanted < read_ms:
+            self._complain(3, f"{vm_id} is started, which nobody wants to run")
         if machine.sim.paused:
             self._complain(3, f"{vm_id} is started on {machine.name}, which is paused")
         if machine.sim.kept(vm_id).forgotten_ms > (record.created_ms if record else 0):
@@ -92,6 +96,22 @@ class Invariants:
         if any(begun == vm_id and number >= generation for begun, number in machine.sim.started):
             self._complain(4, f"{vm_id} is started with generation {generation} after a higher one")
         self._must_hold(machine, vm_id, "starts", generation)
+
+    def _unwanted_since(self, vm_id: str) -> int | None:
+        """Server time from which it was to be stopped, or forgotten; None while it is to run, or the data are lost."""
+        record = self._record(vm_id)
+        if record is None:
+            return self.world.server.contents.forgotten.get(vm_id)
+        if record.desired is Desired.RUNNING:
+            return None
+        return self._changed_ms(vm_id)
+
+    def _changed_ms(self, vm_id: str) -> int:
+        """Server time at which somebody last said what is to become of the VM."""
+        kinds = (EventKind.CHANGED, EventKind.REGISTERED)
+        events = reversed(self.world.server.contents.events)
+        changes = (event_id for event_id, event in events if event.vm_id == vm_id and event.kind in kinds)
+        return int(next(changes, "0-0").partition("-")[0])
 
     def _signals(self, machine: Machine, vmm: SimVmm) -> None:
         if machine.sim.paused:
@@ -103,7 +123,8 @@ class Invariants:
         worker = self._worker()
         looked = worker.looked.get(vmm.vm_id, 0) if worker else 0
         since = self.serving_since.get(vmm.process.pid)
-        wanted = record is not None and record.desired is Desired.RUNNING
+        read_ms = worker.read_ms.get(vmm.vm_id, 0) if worker else 0
+        wanted = record is not None and record.desired is Desired.RUNNING and self._changed_ms(vmm.vm_id) < read_ms
         if wanted and vmm.serves and since is not None and since <= looked:
             self._complain(9, f"{vmm.vm_id} serves, and is signalled")
 
@@ -148,7 +169,7 @@ class Invariants:
         if episode.attempt > self.world.settings.recovery.max_retries:
             self._complain(5, f"{change.vm_id} gets attempt {episode.attempt}")
         was = before.open_episode
-        if was is not None and was.next_attempt_ms > self.world.server.now_ms:
+        if was is not None and was.next_attempt_ms > self.newest_ms:
             self._complain(5, f"{change.vm_id} gets attempt {episode.attempt} before its backoff is over")
         if before.desired is Desired.STOPPED or before.state in (State.HEALTHY, State.STOPPED, State.FAILED):
             self._complain(3, f"{change.vm_id} gets an attempt while {before.state}, {before.desired}")
@@ -192,20 +213,26 @@ class Invariants:
     # 6: nothing is lost for good
 
     def check_settled(self) -> None:
-        """After a time without faults: every VM is where it should be, once, and its losses add up."""
+        """After a time without faults: every VM is where it should be. Raises Violation."""
         self.check()
+        for text in self.unsettled():
+            self._complain(6, text)
+        if self.seen:
+            raise Violation("; ".join(self.seen))
+
+    def unsettled(self) -> Iterator[str]:
+        """Say of each VM that is not where it should be what is wrong."""
         for vm_id, row in sorted(self.world.server.contents.rows.items()):
             record = row.record
             live = self.world.machines[record.host].sim.of(vm_id)
             if record.desired is Desired.STOPPED:
-                if record.state is not State.STOPPED or (live is not None and live.guarded):
-                    self._complain(6, f"{vm_id} is to be stopped and is {record.state}")
+                reported = any(s.running.vm_id == vm_id for found in self.world.strays.values() for s in found)
+                if record.state is not State.STOPPED or (live is not None and live.guarded and not reported):
+                    yield f"{vm_id} is to be stopped, is {record.state}, and {'lives' if live else 'does not live'}"
             elif needs_attempt(record) or record.state in (State.DEGRADED, State.UNKNOWN):
-                self._complain(6, f"{vm_id} is left {record.state}: {record.episode}, waits for {row.line}")
+                yield f"{vm_id} is left {record.state}: {record.episode}, waits for {row.line}"
             elif record.state is State.HEALTHY and (live is None or not live.serves or live.process != record.process):
-                self._complain(6, f"{vm_id} is called healthy, and {'does not serve' if live else 'does not live'}")
-        if self.seen:
-            raise Violation("; ".join(self.seen))
+                yield f"{vm_id} is called healthy, and {'does not serve' if live else 'does not live'}"
 
 
 class WatchedStore(HostStore):
@@ -214,6 +241,12 @@ class WatchedStore(HostStore):
     def __init__(self, machine: Machine, worker: SimWorker, watch: Invariants) -> None:
         super().__init__(machine)
         self._worker, self._watch = worker, watch
+
+    def read(self, vm_ids: Collection[str], *, with_specs: bool = False) -> Snapshot:
+        snapshot = super().read(vm_ids, with_specs=with_specs)
+        self._worker.read_ms.update(dict.fromkeys(vm_ids, snapshot.now_ms))
+        self._watch.newest_ms = max(self._watch.newest_ms, snapshot.now_ms)
+        return snapshot
 
     def write(
         self,

@@ -5,7 +5,7 @@ The data can be saved and put back, so that a rollback can be played.
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from workers.domain.audit import Event
 from workers.domain.breaker import Breaker, Call
@@ -58,6 +58,17 @@ class Contents:
     server_run: int | None = None
     quarantine_until_ms: int = 0
 
+    def copy(self) -> "Contents":
+        """All values are frozen; only what holds them is copied."""
+        copied = copy.copy(self)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, dict):
+                setattr(copied, one.name, {key: copy.copy(each) for key, each in value.items()})
+            elif isinstance(value, list | set):
+                setattr(copied, one.name, copy.copy(value))
+        return copied
+
 
 class MemoryServer:
     """What all clients share. `away` makes every call fail like a server that does not answer."""
@@ -78,7 +89,7 @@ class MemoryServer:
         return self._now_us() // 1000
 
     def save(self) -> Contents:
-        return copy.deepcopy(self.contents)
+        return self.contents.copy()
 
     def restart(self, contents: Contents | None = None) -> None:
         """Another life of the server: with its data, or with these."""

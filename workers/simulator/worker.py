@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _DEATH_KNOWN_S = 0.001
 _AGAIN_S = 0.5
+# How long a task may be kept from going on: by the scheduler, or by a machine that swaps.
+_PAUSE_S, _STALL_S = 0.05, 15.0
 _UNWATCHED = frozenset({"stopped", "failed"})
 
 
@@ -28,9 +30,11 @@ class SimWorker:
 
     def __init__(self, machine: "Machine", owner: str) -> None:
         self.machine, self.world, self.owner = machine, machine.world, owner
-        self.is_active = self.is_gone = self.is_stopped = False
+        self.is_active = self.is_gone = self.is_stopped = self.is_ending = False
         self.calls_to_live: int | None = None
+        # For whoever watches: when each VM was looked at (virtual µs), and its record read (server time in ms).
         self.looked: dict[str, int] = {}
+        self.read_ms: dict[str, int] = {}
         self._in_flight: dict[int, Message] = {}
         self._watched: dict[str, Incarnation] = {}
         self._missed: list[Callable[[], None]] = []
@@ -74,8 +78,10 @@ class SimWorker:
                 self.kill()
         if task.is_killed:
             raise Killed
-        if self.world.dice.random() < self.world.preemption:
-            task.sleep(self.world.dice.random() * self.world.longest_pause_s)
+        dice = self.world.dice
+        if dice.random() < self.world.preemption:
+            longest_s = _STALL_S if dice.random() < self.world.stall else _PAUSE_S
+            task.sleep(dice.random() * longest_s)
 
     # Life
 
@@ -99,7 +105,7 @@ class SimWorker:
         """SIGTERM: what runs is finished, and the name is given back."""
         if self.is_gone or self.is_stopped:
             return
-        self.is_active = False
+        self.is_active, self.is_ending = False, True
         self.world.broker.leave(self.machine.name, self._consume)
         self._end_when_idle()
 
@@ -127,6 +133,8 @@ class SimWorker:
             task.cont()
         for act in missed:
             self.world.clockwork.after(0, act)
+        if self.is_active:
+            self.world.broker.serve(self.machine.name, self._consume)
 
     def _do(self, work: Callable[[], None]) -> None:
         """Run this in a task of the worker, when it is able to."""
@@ -153,7 +161,7 @@ class SimWorker:
                     return
             else:
                 self.services.tending.tend()
-                if not self.is_active:
+                if not self.is_active and not self.is_ending:
                     self._serve()
                 if self._is_behind:
                     self._is_behind = False

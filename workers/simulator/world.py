@@ -70,14 +70,17 @@ class SimBeat:
 
 @dataclass
 class World:
-    """`hosts` names the machines. `preemption`: how often a worker's task is paused at what it does to the outside."""
+    """`hosts` names the machines. `preemption`: how often a worker's task is paused at what it does to the outside.
+
+    `stall`: how often such a pause is long enough to lose a lease.
+    """
 
     settings: Settings
     hosts: Sequence[str]
     seed: int = 0
     boot_s: float = 0.25
     preemption: float = 0.0
-    longest_pause_s: float = 0.05
+    stall: float = 0.0
     beats_wanted: int = 1
     make_store: Callable[[Machine, SimWorker], MemoryVmStore] = lambda machine, _worker: HostStore(machine)
     make_data: Callable[[Machine], MemoryData] = HostData

@@ -40,6 +40,13 @@ def number_of(value: object, name: str) -> int | None:
     raise _refused(name, f"must be a whole number, got {type(value).__name__}")
 
 
+def count_of(value: object, name: str, most: int = 1000) -> int:
+    number = number_of(value, name) or 0
+    if 0 <= number <= most:
+        return number
+    raise _refused(name, f"must be from 0 to {most}, got {number}")
+
+
 def text_of(value: object, name: str, most: int = 200) -> str | None:
     if value is None or (isinstance(value, str) and len(value) <= most and value.isprintable()):
         return value

@@ -7,7 +7,7 @@ from workers.app import app
 from workers.bootstrap import host_runtime
 from workers.domain.recovery import WakeUp
 from workers.services.recovery import ForHost, Result, RetryIn
-from workers.tasks.arguments import BadArgument, number_of, text_of, vm_id_of
+from workers.tasks.arguments import BadArgument, count_of, number_of, text_of, vm_id_of
 
 SYSTEM, MANUAL = "system", "manual"
 
@@ -22,6 +22,7 @@ def recover_vm(
     request_id: str | None = None,
     actor: str | None = None,
     origin: str = MANUAL,
+    tries: int = 0,
 ) -> str:
     """Bring this VM back, if it needs it. Repeats of one request act once: by `request_id`, else by the task's id."""
     checked = vm_id_of(vm_id)
@@ -31,6 +32,7 @@ def recover_vm(
         attempt=number_of(attempt, "attempt"),
         request_id=(text_of(request_id, "request_id") or str(self.request.root_id)) if by_hand else None,
         actor=text_of(actor, "actor") or (MANUAL if by_hand else "recovery"),
+        tries=count_of(tries, "tries"),
     )
     return _follow(self, checked, host_runtime().recover(checked, wake))
 
@@ -65,5 +67,11 @@ def _follow(task: Any, vm_id: str, result: Result) -> str:
 
 def _arguments(wake: WakeUp) -> dict[str, Any]:
     if wake.is_manual:
-        return {"request_id": wake.request_id, "actor": wake.actor}
-    return {"episode": wake.episode, "attempt": wake.attempt, "actor": wake.actor, "origin": SYSTEM}
+        return {"request_id": wake.request_id, "actor": wake.actor, "tries": wake.tries}
+    return {
+        "episode": wake.episode,
+        "attempt": wake.attempt,
+        "actor": wake.actor,
+        "origin": SYSTEM,
+        "tries": wake.tries,
+    }
