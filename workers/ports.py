@@ -327,7 +327,8 @@ Renew = Callable[[], None]
 class Kept:
     """What this host has kept of a VM, Redis or no Redis. Times are server time in ms, 0 for never.
 
-    `generation` is the highest that was ever begun here; `spec` what it was begun with; `process` who it was.
+    `generation` is the highest that was ever begun here; `spec` what it was begun with; `process` who it was, and
+    `served` whether it was ever seen to serve: a start may have been cut short.
     """
 
     vm_id: str
@@ -335,6 +336,7 @@ class Kept:
     driver: str = ""
     spec: VmSpec | None = None
     process: Incarnation | None = None
+    served: bool = False
     stopped_ms: int = 0
     forgotten_ms: int = 0
 

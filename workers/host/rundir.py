@@ -1,7 +1,7 @@
 """The files of a VM on this host: its lock, and one folder per generation with intent, identity, socket and logs.
 
 <state_dir>/locks/<vm>.lock            held by the VMM for its whole life as its stdin; never swept, never unlinked
-<state_dir>/runs/<vm>/<generation>/    intent.json identity.json exit.json api.sock console.log vmm.log
+<state_dir>/runs/<vm>/<generation>/    intent.json identity.json served exit.json api.sock console.log vmm.log
 <state_dir>/runs/<vm>/current          link to the last generation that was begun
 <state_dir>/runs/<vm>/stopped.json     it was brought down on purpose; gone with the next start
 <state_dir>/runs/<vm>/forgotten.json   its record was forgotten; gone with the next start
@@ -28,7 +28,7 @@ from workers.ports import Kept
 from workers.specs import VmSpec, check_vm_id, is_vm_id, parse_spec
 
 SOCKET_NAME = "api.sock"
-_STOPPED, _FORGOTTEN = "stopped.json", "forgotten.json"
+_SERVED, _STOPPED, _FORGOTTEN = "served", "stopped.json", "forgotten.json"
 CONSOLE = "console.log"
 VMM_LOG = "vmm.log"
 GENERATIONS_KEPT = 3
@@ -80,6 +80,14 @@ class Run:
 
     def write_process(self, process: Incarnation) -> None:
         write_json(self.path / "identity.json", asdict(process))
+
+    @property
+    def served(self) -> bool:
+        return (self.path / _SERVED).exists()
+
+    def note_served(self) -> None:
+        """The VMM came up and was verified."""
+        (self.path / _SERVED).touch(mode=0o600)
 
     def write_exit(self, cause: str) -> None:
         write_json(self.path / "exit.json", {"cause": cause})
@@ -194,6 +202,7 @@ class HostFiles:
             driver=(run.driver if run else None) or "",
             spec=run.spec if run else None,
             process=run.process if run else None,
+            served=run.served if run else False,
             stopped_ms=_marked_ms(folder / _STOPPED),
             forgotten_ms=_marked_ms(folder / _FORGOTTEN),
         )

@@ -169,6 +169,7 @@ class LocalVmmHost:
             if fd is None:
                 raise StartFailed(spec.id, "ended at once")
             NewVmm(driver, spec, run, process, fd, deadline=deadline, while_waiting=while_waiting).bring_up()
+        run.note_served()
 
     def _launch(self, driver: Driver, spec: VmSpec) -> Launch:
         try:

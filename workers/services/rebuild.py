@@ -70,8 +70,12 @@ class Rebuild:
 
 
 def record_of(kept: Kept, spec: VmSpec, *, host: str, desired: Desired, now_ms: int) -> VmRecord:
-    """Return a record for what a host has kept; whether its process lives is for the next look to say."""
-    state = State.UNKNOWN if kept.process else State.STARTING
+    """Return a record for what a host has kept; whether its process lives is for the next look to say.
+
+    One that never served may be a start that was cut short: it is looked at as if nothing had been started yet.
+    """
+    process = kept.process if kept.served and desired is Desired.RUNNING else None
+    state = State.UNKNOWN if process else State.STARTING
     return VmRecord(
         vm_id=kept.vm_id,
         host=host,
@@ -80,7 +84,7 @@ def record_of(kept: Kept, spec: VmSpec, *, host: str, desired: Desired, now_ms: 
         state=State.STOPPED if desired is Desired.STOPPED else state,
         since_ms=now_ms,
         generation=kept.generation,
-        process=None if desired is Desired.STOPPED else kept.process,
+        process=process,
         priority=spec.priority,
         created_ms=now_ms,
     )

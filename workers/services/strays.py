@@ -73,7 +73,7 @@ class Strays:
             guarded=running.guarded,
             age_s=running.age_s,
             sightings=self._sightings[_key(running)],
-            has_spec=kept.spec is not None and kept.process == running.process,
+            has_spec=kept.spec is not None and kept.served and kept.process == running.process,
             beside=running.vm_id in snapshot.found,
             forgotten=is_forgotten or kept.forgotten_ms > 0,
         )

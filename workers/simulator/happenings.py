@@ -1,8 +1,9 @@
 """Everything that can happen to a simulated fleet, by the words a scenario says it with: `kill vm-1`, `cut host-a`."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import Parameter, signature
 from typing import Any
 
@@ -42,15 +43,21 @@ def happenings() -> Mapping[str, Happening]:
 
 def happen(world: World, text: str) -> None:
     """Let it happen now. Raises UnknownHappening."""
-    name, *words = shlex.split(text)
+    act, words = _parsed(text)
+    act(world, *words)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[Callable[..., None], Sequence[str]]:
+    name, *words = shlex.split(text) or [""]
     found = _table.get(name)
     if found is None:
         raise UnknownHappening(f"no happening {name!r}; known: {', '.join(sorted(_table))}")
     try:
-        signature(found.act).bind(world, *words)
+        signature(found.act).bind(None, *words)
     except TypeError:
         raise UnknownHappening(f"{text!r} must be: {name} {found.words}") from None
-    found.act(world, *words)
+    return found.act, words
 
 
 def _happening(act: Callable[..., None]) -> Callable[..., None]:

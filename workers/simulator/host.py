@@ -198,6 +198,7 @@ class SimHost:
         if vmm.hung:
             self.fence(spec.id, vmm.process, before_signal=while_waiting)
             raise StartFailed(spec.id, "not serving in time")
+        self.run_dirs[spec.id] = replace(self.run_dirs[spec.id], served=True)
         return vmm.process
 
     def _exec(self, spec: VmSpec, generation: int, before_exec: Renew) -> SimVmm:

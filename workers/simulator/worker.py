@@ -148,9 +148,12 @@ class SimWorker:
     # Heartbeats
 
     def _heartbeat(self) -> None:
-        self._do(self._beat)
-
-    def _beat(self) -> None:
+        """In no task of its own: it waits for nothing, and most of what happens in a quiet fleet are heartbeats."""
+        if self.is_gone:
+            return
+        if self.is_stopped:
+            self._missed.append(self._heartbeat)
+            return
         world = self.world
         every_s = world.settings.worker.host_lease.total_seconds() / 3
         try:

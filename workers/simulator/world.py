@@ -93,6 +93,8 @@ class World:
         self.epoch_ids = (f"epoch-{number}" for number in itertools.count(1))
         self.server = MemoryServer(lambda: self.clockwork.now_us + self.skew_us)
         self.limits = limits(self.settings)
+        self._health, self._recovery = health_policy(self.settings), recovery_policy(self.settings)
+        self._stray_rules = stray_rules(self.settings)
         self.check_interval_ms = _ms(self.settings.health_check.interval)
         self.sweeps: Mapping[str, int] = {
             _DETECT: _ms(self.settings.recovery.detection_interval),
@@ -123,9 +125,9 @@ class World:
     def policies(self, host: str) -> HostPolicies:
         return HostPolicies(
             host,
-            health_policy(self.settings),
-            recovery_policy(self.settings),
-            stray_rules(self.settings),
+            self._health,
+            self._recovery,
+            self._stray_rules,
             detection_interval_ms=self.sweeps[_DETECT],
             record_version=0,
         )
@@ -157,13 +159,12 @@ class World:
         return spec_from(plain | fields)
 
     def machine_of(self, vm_id: str) -> Machine:
-        """The machine of this VM, by its record or by what runs."""
+        """The machine of this VM, by its record or by what runs; the first one where nobody knows it any more."""
         row = self.server.contents.rows.get(vm_id)
         if row is not None:
             return self.machines[row.record.host]
-        return next(
-            machine for machine in self.machines.values() if machine.sim.of(vm_id) or vm_id in machine.sim.run_dirs
-        )
+        known = [m for m in self.machines.values() if m.sim.of(vm_id) or vm_id in m.sim.run_dirs]
+        return (known or list(self.machines.values()))[0]
 
     def apply(self, *specs: VmSpec) -> None:
         try:
