@@ -267,6 +267,7 @@ def build_host_runtime(settings: Settings, wakeups: Wakeups) -> HostRuntime:
         jitter=random.SystemRandom().random,
         bound_logs=lambda vm_id: files.bound_logs(vm_id, _LOG_LIMIT_BYTES),
         silent_hosts=lambda: fleet.hosts.silent(longer_than_ms=3 * lease_ms),
+        put_unreadable=lambda why_of: fleet.hosts.put_unreadable(host, why_of, ttl_ms=strays_ttl_ms),
         put_strays=lambda found: fleet.hosts.put_strays(host, found, ttl_ms=strays_ttl_ms),
         may_destroy=lambda: fleet.hosts.may_destroy(host, per_hour=settings.strays.reaped_per_hour),
         not_saved=_memory_not_saved,

@@ -202,6 +202,7 @@ class Halt:
 
     why: str
     epoch: str = ""
+    frozen: bool = False
 
 
 class Data(Protocol):

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from workers.complaints import Complaint, Loc, SeveralComplaints, complaints_in, place, shown
+from workers.crashpoints import CRASH_FILE_ENV
 from workers.domain.exits import ExitAction
 from workers.domain.strays import StrayPolicy
 from workers.durations import Duration, between, format_duration
@@ -49,7 +50,7 @@ from workers.specs import HostId
 ENV_PREFIX = "RELIABILITY_"
 CONFIG_ENV = "RELIABILITY_CONFIG"
 # Read elsewhere: the settings file, and what the tests and the demo look for.
-_NO_SETTINGS = frozenset({CONFIG_ENV, "RELIABILITY_TESTS", "RELIABILITY_GUEST_KERNEL"})
+_NO_SETTINGS = frozenset({CONFIG_ENV, CRASH_FILE_ENV, "RELIABILITY_TESTS", "RELIABILITY_GUEST_KERNEL"})
 LOCAL_FILE = "reliability.toml"
 SYSTEM_FILE = Path("/etc/metald-reliability/reliability.toml")
 _NESTED = "__"

@@ -138,6 +138,7 @@ class World:
         self.watched: dict[str, Incarnation] = {}
         self.found_strays: list[StrayFound] = []
         self.silent: list[str] = []
+        self.unreadable: dict[str, str] = {}
         self.bounded: list[str] = []
         self.budget = 10
         self.trouble: str | None = None
@@ -174,6 +175,7 @@ class World:
             jitter=lambda: 0.0,
             bound_logs=self.bounded.append,
             silent_hosts=lambda: self.silent,
+            put_unreadable=self.unreadable.update,
             put_strays=self._keep_strays,
             may_destroy=self._spend,
             not_saved=lambda _error: None,

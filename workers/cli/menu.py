@@ -77,6 +77,17 @@ vm = LazyGroup(
     context_settings=HELP_NAMES,
 )
 
+state = LazyGroup(
+    "state",
+    {
+        "show": Entry("state", "show", "Show whether the hosts trust the data in Redis."),
+        "rebuild": Entry("state", "rebuild", "Make records again from the hosts' run directories."),
+        "confirm": Entry("state", "confirm", "Say that the data in Redis are right."),
+    },
+    help="After Redis lost its data: look, rebuild, confirm.",
+    context_settings=HELP_NAMES,
+)
+
 reliability = LazyGroup(
     "reliability",
     {
@@ -87,9 +98,11 @@ reliability = LazyGroup(
         "apply": Entry("declare", "apply", "Declare VMs: create or change all that a file describes.", _DECLARE),
         "forget": Entry("declare", "forget", "Drop the record of a VM; its VMM runs on.", _DECLARE),
         "recover": Entry("recover", "recover", "Ask for the recovery of a VM.", _DECLARE),
+        "state": Entry("menu", "state", "After Redis lost its data: look, rebuild, confirm.", _DECLARE),
         "worker": Entry("run", "worker", "Run the worker of this host.", _RUN),
         "beat": Entry("run", "beat", "Run a beat: it schedules health checks and sweeps.", _RUN),
         "flower": Entry("run", "flower", "Run the Flower dashboard.", _RUN),
+        "simulate": Entry("simulate", "simulate", "Replay a scenario in the terminal.", _RUN),
         "demo": Entry("run", "demo", "Watch a small fleet being broken and mended, on this machine.", _RUN),
     },
     help="Keep microVMs alive: declare them, see how they are, bring them back.",

@@ -20,10 +20,21 @@ def celery_app(settings: Settings) -> "Celery":
 
 def send(settings: Settings, task: str, vm_id: str, arguments: dict[str, Any]) -> None:
     """Send to the default queue, from where any worker hands it to the VM's host. Raises Failure."""
+    _send(settings, task, vm_id, arguments, {})
+
+
+def send_to_host(settings: Settings, task: str, host: str, arguments: dict[str, Any]) -> None:
+    """Send to a host, which is also the task's first argument. Raises Failure."""
+    from workers import queues  # noqa: PLC0415 - see the top
+
+    _send(settings, task, host, arguments, {"queue": queues.checks(host)})
+
+
+def _send(settings: Settings, task: str, first: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
     from kombu.exceptions import KombuError, OperationalError  # noqa: PLC0415 - see the top
     from redis.exceptions import RedisError  # noqa: PLC0415
 
     try:
-        celery_app(settings).send_task(task, args=[vm_id], kwargs=arguments)
+        celery_app(settings).send_task(task, args=[first], kwargs=arguments, **options)
     except (OperationalError, KombuError, RedisError, OSError) as error:
         raise no_redis("broker.url", settings.broker.url, error) from error

@@ -105,6 +105,10 @@ def _refuse_without_worker(here: Session, host: str) -> None:
     pause = here.kill_switch() if host == here.settings.host else None
     if pause:
         raise Failure(f"the kill switch {pause} is on: remove it first; nothing was sent")
+    halt = here.fleet.data.halted().get(host)
+    if halt is not None:
+        hint = "see `reliability state show`" if halt.frozen else "remove it on that host first"
+        raise Failure(f"host {host} recovers nothing now: {halt.why}; {hint}; nothing was sent")
 
 
 def _refusal(stored: Stored, why: str) -> str:

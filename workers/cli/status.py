@@ -11,8 +11,9 @@ from workers.cli.output import age, clean, counted, iso, output_option, show_jso
 from workers.cli.session import Session, session
 from workers.cli.vm import episode_in_short, in_order
 from workers.domain.vm import State, VmRecord
-from workers.ports import Stored
+from workers.ports import Halt, Stored
 from workers.store.hosts import HostSeen
+from workers.store.weather import BreakerSeen, StormSeen
 
 _ROWS = 5  # of each part, so that all of it stays on one screen
 _NAMES = 8  # of hosts on one line
@@ -31,6 +32,12 @@ class _Fleet:
     strays: list[dict[str, Any]]
     pause: str | None
     pause_unknown: str | None
+    halted: Mapping[str, Halt]
+    breakers: Sequence[BreakerSeen]
+    storms: Sequence[StormSeen]
+    unreadable: Mapping[str, str]
+    counters: Mapping[str, int]
+    this_host: str
     troubled: list[Stored] = field(default_factory=list)
     failed: list[Stored] = field(default_factory=list)
     truncated: bool = False
@@ -60,8 +67,9 @@ class _Fleet:
 def status(output: str) -> None:
     """Show the fleet on one screen, and what needs a person.
 
-    VMs by state, hosts with a live worker or silent, recoveries in flight, stray VMMs, failed VMs with their reason,
-    and the kill switch of this host: a file PAUSE in its state folder stops every signal and spawn there.
+    VMs by state, hosts with a live worker or silent, recoveries in flight, what keeps others back (open circuit
+    breakers, storm guard, halted hosts), stray VMMs, failed VMs with their reason, and the kill switch of this host: a
+    file PAUSE in its state folder stops every signal and spawn there.
     """
     with session() as here:
         fleet = _look(here)
@@ -70,6 +78,7 @@ def status(output: str) -> None:
         return
     _show_numbers(fleet)
     _show_recoveries(fleet)
+    _show_weather(fleet)
     _show_strays(fleet.strays)
     _show_needs(fleet)
     click.echo(f"Kill switch of this host ({here.settings.host}): {_pause_text(fleet)}")
@@ -79,14 +88,28 @@ def _look(here: Session) -> _Fleet:
     store = here.fleet.store
     counts = store.counts()
     now_ms, hosts = here.fleet.hosts.all()
+    names = [host.name for host in hosts]
     pause, pause_unknown = _pause(here)
-    strays = stray_documents(here.fleet.hosts.strays([host.name for host in hosts]))
-    fleet = _Fleet(now_ms, counts, hosts, {}, strays, pause, pause_unknown)
+    fleet = _Fleet(
+        now_ms,
+        counts,
+        hosts,
+        {},
+        stray_documents(here.fleet.hosts.strays(names)),
+        pause,
+        pause_unknown,
+        halted=here.fleet.data.halted(),
+        breakers=here.fleet.weather.breakers(),
+        storms=here.fleet.weather.storms(names),
+        unreadable=here.fleet.hosts.unreadable(names),
+        counters=here.fleet.weather.counts(),
+        this_host=here.settings.host,
+    )
     fleet.troubled = [each for state in _IN_TROUBLE for each in _read(here, state, fleet)]
     fleet.failed = _read(here, State.FAILED, fleet)
     # A host that never had a worker is known only by its VMs, which wait there to be started.
-    names = {host.name for host in hosts} | {each.record.host for each in (*fleet.troubled, *fleet.failed)}
-    fleet.vms_of = store.host_sizes(sorted(names))
+    known = {host.name for host in hosts} | {each.record.host for each in (*fleet.troubled, *fleet.failed)}
+    fleet.vms_of = store.host_sizes(sorted(known))
     return fleet
 
 
@@ -120,6 +143,30 @@ def _document(fleet: _Fleet, host: str) -> dict[str, Any]:
             "running": [vm_document(each) for each in fleet.running],
             "waiting": [vm_document(each) for each in fleet.waiting],
         },
+        "breakers": [
+            {
+                "scope": each.scope,
+                "state": each.state,
+                "next_probe": iso(each.next_probe_ms),
+                "waiting": each.waiting,
+            }
+            for each in fleet.breakers
+        ],
+        "storms": [
+            {
+                "place": each.place,
+                "kind": each.kind,
+                "since": iso(each.since_ms),
+                "came_back": each.came_back,
+                "waiting": each.waiting,
+            }
+            for each in fleet.storms
+        ],
+        "halted": [
+            {"host": host, "why": halt.why, "frozen": halt.frozen} for host, halt in sorted(fleet.halted.items())
+        ],
+        "unreadable": dict(fleet.unreadable),
+        "counters": dict(fleet.counters),
         "strays": fleet.strays,
         "failed": [vm_document(each) for each in fleet.failed],
         "kill_switch": {
@@ -164,6 +211,26 @@ def _recovery_row(record: VmRecord, now_ms: int) -> tuple[object, ...]:
     return record.vm_id, record.host, record.state, since, episode_in_short(record, now_ms)
 
 
+def _show_weather(fleet: _Fleet) -> None:
+    """What keeps recovery back, where anything does."""
+    if fleet.storms:
+        click.echo(f"Storm guard: active at {len(fleet.storms)}")
+        storms = [
+            (each.place, each.kind, f"{age(fleet.now_ms - each.since_ms)}", each.came_back, each.waiting)
+            for each in fleet.storms
+        ]
+        _show_some(("WHERE", "LOSSES", "FOR", "CAME BACK", "WAITING"), storms)
+    if fleet.breakers:
+        click.echo(f"Circuit breakers: {len(fleet.breakers)} not closed")
+        rows = [(each.scope, each.state, _next_probe(each, fleet.now_ms), each.waiting) for each in fleet.breakers]
+        _show_some(("SCOPE", "STATE", "NEXT PROBE", "WAITING"), rows)
+
+
+def _next_probe(breaker: BreakerSeen, now_ms: int) -> str:
+    wait_ms = breaker.next_probe_ms - now_ms
+    return f"in {age(wait_ms)}" if wait_ms > 0 else "now"
+
+
 def _show_strays(strays: Sequence[Mapping[str, Any]]) -> None:
     click.echo(f"Strays: {len(strays) or 'none'}")
     rows = [(each["vm_id"], each["host"], each["pid"], each["driver"]) for each in strays]
@@ -182,10 +249,23 @@ def _show_needs(fleet: _Fleet) -> None:
 def _needs(fleet: _Fleet) -> Iterable[tuple[Sequence[str], str]]:
     if fleet.pause:
         yield ["the kill switch of this host is on: nothing is recovered here"], f"rm {fleet.pause}"
+    for host, halt in sorted(fleet.halted.items()):
+        if halt.frozen:
+            yield [f"host {host} recovers nothing: {halt.why}"], "look at `reliability state show`"
+        elif host != fleet.this_host:
+            yield [f"host {host} recovers nothing: {halt.why}"], "remove that file on the host"
+    if fleet.unreadable:
+        yield [_unreadable(fleet.unreadable)], "run a worker of the version that wrote them"
     if fleet.unserved:
         yield [_unserved(fleet.unserved)], "run `reliability worker` there"
     for each in fleet.failed:
         yield _failure(each.record, fleet.now_ms), f"mend it, then `reliability recover {each.record.vm_id}`"
+
+
+def _unreadable(why_of: Mapping[str, str]) -> str:
+    vm_id, why = next(iter(why_of.items()))
+    rest = f" and {counted(len(why_of) - 1, 'more')}" if len(why_of) > 1 else ""
+    return f"records left untouched: {vm_id} ({why}){rest}"
 
 
 def _unserved(vms_of: Mapping[str, int]) -> str:

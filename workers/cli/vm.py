@@ -53,6 +53,8 @@ def list_vms(state: str | None, host: str | None, labels: Sequence[str], output:
             needed = list(snapshot.found) if wanted or output in ("wide", "json") else []
             specs = here.fleet.store.specs(needed)
             found += [(stored, _labels_of(specs, vm_id)) for vm_id, stored in snapshot.found.items()]
+    if state not in (None, State.UNKNOWN):
+        unreadable = {}
     matching = [(stored, has) for stored, has in found if all(has.get(key) == value for key, value in wanted)]
     say(*(f"warning: {vm_id}: record cannot be read: {why}" for vm_id, why in unreadable.items()))
     _show_list(matching, unreadable, now_ms, output)
@@ -86,11 +88,18 @@ def _show_list(
             show_names([stored.record.vm_id for stored, _ in found])
         case "wide":
             headers = [*_HEADERS, "DESIRED", "PID", "GENERATION", "PRIORITY", "LABELS"]
-            show_table(headers, [(*_row(stored, now_ms), *_more(stored, has)) for stored, has in found])
-        case _ if found:
-            show_table(_HEADERS, [_row(stored, now_ms) for stored, _ in found])
+            rows = [(*_row(stored, now_ms), *_more(stored, has)) for stored, has in found]
+            show_table(headers, [*rows, *_unreadable_rows(unreadable, len(headers))])
+        case _ if found or unreadable:
+            rows = [_row(stored, now_ms) for stored, _ in found]
+            show_table(_HEADERS, [*rows, *_unreadable_rows(unreadable, len(_HEADERS))])
         case _:
-            say("no VMs" if not unreadable else "no readable VMs")
+            say("no VMs")
+
+
+def _unreadable_rows(unreadable: Iterable[str], width: int) -> list[tuple[object, ...]]:
+    """A record that cannot be read is left untouched, and its VM unknown."""
+    return [(vm_id, None, None, str(State.UNKNOWN), *[None] * (width - 4)) for vm_id in unreadable]
 
 
 _HEADERS = ("VM", "HOST", "DRIVER", "STATE", "SINCE", "CHECKED", "EPISODE")

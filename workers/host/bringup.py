@@ -4,6 +4,7 @@ import socket
 import time
 from typing import TypeVar
 
+from workers.crashpoints import Point, reach
 from workers.domain.errors import StartFailed
 from workers.domain.evidence import Evidence
 from workers.domain.vm import Incarnation
@@ -44,6 +45,7 @@ class NewVmm:
 
     def bring_up(self) -> None:
         self._talk(self._driver.configure(self._spec), "configuration")
+        reach(Point.CONFIGURED)
         while True:
             evidence, detail = self._talk(self._driver.probe(self._spec.id), "verification")
             if evidence is Evidence.ANSWERS:

@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
+from workers.crashpoints import Point, reach
 from workers.domain.errors import StopFailed, Unkillable
 from workers.domain.evidence import Evidence
 from workers.domain.vm import Incarnation, Vantage
@@ -100,10 +101,14 @@ def terminate(fd: int, process: Incarnation, *, grace_s: float, before_signal: C
     """
     stat = read_stat(process.pid)
     if stat is not None and stat.state not in ("T", "t"):
+        reach(Point.BEFORE_SIGTERM)
         _signal(fd, signal.SIGTERM, before_signal)
+        reach(Point.AFTER_SIGTERM)
         if _wait_in_slices(fd, grace_s, before_signal):
             return
+    reach(Point.BEFORE_SIGKILL)
     _signal(fd, signal.SIGKILL, before_signal)
+    reach(Point.AFTER_SIGKILL)
     if not _wait_in_slices(fd, max(grace_s, 1.0), before_signal):
         stat = read_stat(process.pid)
         raise Unkillable(str(process.pid), f"alive after SIGKILL, in state {stat.state if stat else 'unknown'}")

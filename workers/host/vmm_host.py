@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from workers.crashpoints import Point, reach
 from workers.domain.errors import DriverUnavailable, GuardBusy, StartFailed, StopFailed
 from workers.domain.vm import Incarnation, Vantage
 from workers.host.bringup import NewVmm
@@ -150,10 +151,14 @@ class LocalVmmHost:
             raise StartFailed(spec.id, f"no driver {spec.driver!r} on this host")
         launch = self._launch(driver, spec)
         with self._files.lock(spec.id, patience_s=_LOCK_PATIENCE_S) as lock_fd:
+            reach(Point.LOCKED)
             self._refuse_beside_another(spec.id)
+            reach(Point.BEFORE_INTENT)
             run = self._files.begin(spec.id, generation, driver=spec.driver, spec=dump_spec(spec))
+            reach(Point.AFTER_INTENT)
             before_exec()
             self._files.check_kill_switch()
+            reach(Point.BEFORE_EXEC)
             process = self._exec(spec.id, launch, run, lock_fd)
         try:
             self._bring_up(driver, spec, run, process, while_waiting)
@@ -170,6 +175,7 @@ class LocalVmmHost:
                 raise StartFailed(spec.id, "ended at once")
             NewVmm(driver, spec, run, process, fd, deadline=deadline, while_waiting=while_waiting).bring_up()
         run.note_served()
+        reach(Point.VERIFIED)
 
     def _launch(self, driver: Driver, spec: VmSpec) -> Launch:
         try:
@@ -205,6 +211,7 @@ class LocalVmmHost:
                 raise StartFailed(vm_id, f"{launch.argv[0]}: {error.strerror}") from error
             if members is not None:
                 os.write(members, str(child.pid).encode())
+        reach(Point.AFTER_EXEC)
         # It outlives us on purpose, and whoever sees its pidfd end reaps it: Popen must neither warn nor wait.
         child.returncode = 0
         # Nobody else reaps it, so even if it has ended already its entry still tells who it was.
@@ -214,6 +221,7 @@ class LocalVmmHost:
         vantage = self._vantage
         process = Incarnation(child.pid, stat.start_ticks, vantage.boot_id, vantage.machine_id, vantage.pid_ns)
         run.write_process(process)
+        reach(Point.AFTER_IDENTITY)
         return process
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from workers.crashpoints import Point, reach
 from workers.domain.audit import Event, EventKind, event
 from workers.domain.errors import ReliabilityError, StoreUnavailable
 from workers.domain.recovery import ACTOR, RecoveryPolicy, attempt_result, fail, fail_attempt, stopped, succeed
@@ -189,7 +190,9 @@ class Attempt:
             release=True,
             result=attempt_result(stored.record, after) if counts else None,
         )
+        reach(Point.BEFORE_END)
         outcome = self._ledger.write_one(change)
+        reach(Point.AFTER_END)
         if outcome is Outcome.LEASED:
             raise self._lost()
         return outcome is Outcome.DONE

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from workers.crashpoints import Point, reach
 from workers.domain.evidence import Evidence, Observation, Verdict, doubt_the_monitor, doubtful
 from workers.domain.health import HealthPolicy, Judgement, judge, weigh
 from workers.domain.vm import Incarnation, VmRecord
@@ -64,6 +65,7 @@ class HealthChecks:
             return CheckReport(late=True)
         report = CheckReport()
         snapshot = self._store.read(vm_ids)
+        reach(Point.RECORDS_READ)
         for vm_id, why in snapshot.unreadable.items():
             self._telemetry.ignored(vm_id, why)
         self._behind = report.late = _is_late(snapshot, deadline_ms)
@@ -118,7 +120,12 @@ class HealthChecks:
             for vm_id, judgement in judged.items()
             if _says_something(found[vm_id].record, judgement)
         ]
-        written = self._ledger.write(changes, seen=list(looks), enlist=self._never_started(found, judged))
+        never_started = self._never_started(found, judged)
+        if changes or never_started:
+            reach(Point.BEFORE_VERDICTS)
+        written = self._ledger.write(changes, seen=list(looks), enlist=never_started)
+        if changes or never_started:
+            reach(Point.AFTER_VERDICTS)
         outcomes = dict(zip((change.vm_id for change in changes), written, strict=True))
         for vm_id, judgement in judged.items():
             if outcomes.get(vm_id, Outcome.DONE) is Outcome.DONE:

@@ -1,6 +1,6 @@
 """All services of one host, joined from ports and policies: the same for a real host and for a simulated one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from workers.domain.health import HealthPolicy
@@ -47,6 +47,7 @@ class HostPorts:
     jitter: Callable[[], float]
     bound_logs: Callable[[str], None]
     silent_hosts: Callable[[], Sequence[str]]
+    put_unreadable: Callable[[Mapping[str, str]], None]
     put_strays: Callable[[Sequence[StrayFound]], None]
     may_destroy: Callable[[], bool]
     not_saved: Callable[[OSError], None]
@@ -101,6 +102,7 @@ def host_services(ports: HostPorts, policies: HostPolicies) -> HostServices:
         detection_interval_ms=policies.detection_interval_ms,
         recovers=policies.recovery.enabled,
         bound_logs=ports.bound_logs,
+        put_unreadable=ports.put_unreadable,
     )
     tending = Tending(ledger, ports.data, ports.memory, host, host_name=host_name, not_saved=ports.not_saved)
     strays = Strays(

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+from workers.crashpoints import Point, reach
 from workers.domain.audit import Event
 from workers.domain.vm import VmRecord
 from workers.ports import Change, Outcome, Telemetry, VmStore, Wakeups, Written
@@ -40,7 +41,9 @@ class Ledger:
         """Tell what the store decided, and wake whoever it called."""
         self._telemetry.decided(written.told)
         for called in written.called:
+            reach(Point.BEFORE_CALL)
             self._wakeups.recover(called.vm_id, called.host, episode=called.episode, attempt=called.attempt)
+            reach(Point.AFTER_CALL)
 
     def wake_later(self, record: VmRecord, delay_ms: int) -> None:
         """Ask again when the next attempt on this record may begin; the record says so too."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from workers.crashpoints import Point, reach
 from workers.domain.audit import Event, EventKind, event
 from workers.domain.breaker import Call, calls_of
 from workers.domain.errors import (
@@ -143,6 +144,7 @@ class Recovery:
             snapshot = self._store.read([vm_id], with_specs=True)
             if vm_id not in snapshot.found:
                 return self._ignore(vm_id, snapshot.unreadable.get(vm_id, "no such vm"))
+            reach(Point.RECORD_READ)
             stored = snapshot.found[vm_id]
             if stored.record.host != self._host_name:
                 return ForHost(stored.record.host)
@@ -173,7 +175,9 @@ class Recovery:
                 after, event_ = fail(record, why, now_ms=now_ms, error=error)
                 return Finished(after.state, why) if self._write(stored, after, event_) else None
             case Requested():
+                reach(Point.BEFORE_REQUEST)
                 self._write(stored, *request(record, wake, self._policy, now_ms=now_ms))
+                reach(Point.AFTER_REQUEST)
                 return None
             case Abandoned() | Act():
                 return self._look_and_act(stored, snapshot, wake)
@@ -202,6 +206,7 @@ class Recovery:
             return self._postpone(record, wake, str(error))
         found = running.process if running else record.process
         seen = self._look(replace(record, process=found, socket=running.socket if running else record.socket))
+        reach(Point.LOOKED)
         if seen is None:
             wait_ms = min(_LONGEST_BUSY_MS, _BUSY_MS << wake.tries)
             return self._come_again(record.vm_id, wait_ms, wake, "a check of this vm is under way")
@@ -262,8 +267,10 @@ class Recovery:
         owner, asked_at = self._new_owner(), self._clock.monotonic()
         after, started = admit(record, wake, self._policy, now_us=snapshot.now_us, seen_generation=kept.generation)
         take = Take(owner, self._policy.lease_ms, self._calls(record, spec))
+        reach(Point.BEFORE_ADMISSION)
         match self._ledger.write_one(Change(after.vm_id, stored.rev, after, (started,), take=take)):
             case Outcome.DONE:
+                reach(Point.AFTER_ADMISSION)
                 return self._carry_out(self._attempt(after, owner, asked_at), after, spec, running, wake)
             case Outcome.WAITING:
                 return Waiting()
@@ -298,6 +305,7 @@ class Recovery:
         new: Incarnation | None = None
         try:
             self._fence(record, running, before_signal=attempt.keep)
+            reach(Point.FENCED)
             attempt.keep()
             new = self._host.start(
                 spec, record.generation, before_exec=attempt.still_wanted, while_waiting=attempt.keep
@@ -375,7 +383,9 @@ class Recovery:
             return ForHost(record.host)
         owner, asked_at = self._new_owner(), self._clock.monotonic()
         # Stopping costs no slot: caps are for what starts VMs.
+        reach(Point.BEFORE_STOP)
         outcome = self._ledger.write_one(Change(vm_id, stored.rev, record, take=Take(owner, self._policy.lease_ms)))
+        reach(Point.AFTER_STOP)
         if outcome is Outcome.FROZEN:
             return self._ignore(vm_id, _FROZEN)
         if outcome is not Outcome.DONE:

@@ -4,7 +4,7 @@ Orphan detection is quick and often; reconciliation compares records and process
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workers.domain.audit import EventKind, event
@@ -56,29 +56,30 @@ class OrphanDetection:
         detection_interval_ms: int,
         recovers: bool,
         bound_logs: Callable[[str], None],
+        put_unreadable: Callable[[Mapping[str, str]], None],
     ) -> None:
         self._store, self._prober, self._checks = store, prober, checks
         self._ledger, self._telemetry = ledger, telemetry
         self._host, self._detection_interval_ms = host, detection_interval_ms
-        self._recovers, self._bound_logs = recovers, bound_logs
+        self._recovers, self._bound_logs, self._put_unreadable = recovers, bound_logs, put_unreadable
 
     def sweep(self) -> SweepReport:
         """Look at every record of the host. Raises StoreUnavailable."""
         report = SweepReport()
+        unreadable: dict[str, str] = {}
         for part in chunks(self._store.ids(host=self._host), _CHUNK):
             snapshot = self._store.read(part)
             report.looked_at += len(snapshot.found)
-            self._tell_unreadable(snapshot, report)
+            unreadable |= snapshot.unreadable
             self._find_dead(snapshot, report)
             self._drive(snapshot, report)
             for vm_id in snapshot.found:
                 self._bound_logs(vm_id)
-        return report
-
-    def _tell_unreadable(self, snapshot: Snapshot, report: SweepReport) -> None:
-        for vm_id, why in snapshot.unreadable.items():
-            report.unreadable += 1
+        for vm_id, why in unreadable.items():
             self._telemetry.ignored(vm_id, why)
+        self._put_unreadable(unreadable)
+        report.unreadable = len(unreadable)
+        return report
 
     def _find_dead(self, snapshot: Snapshot, report: SweepReport) -> None:
         looks: dict[str, Observation] = {}

@@ -37,7 +37,7 @@ class Tending:
     def tend(self) -> None:
         """Raises StoreUnavailable."""
         self._tell(self._frozen() or self._paused())
-        if self._told is None or not self._told.epoch:
+        if self._told is None or not self._told.frozen:
             self._ledger.tend(self._host_name)
         try:
             self._memory.save()
@@ -51,7 +51,7 @@ class Tending:
             found = self._data.begin(known)
         verdict = judge_data(known, found)
         if isinstance(verdict, Frozen):
-            return Halt(verdict.why, known.epoch if known else "")
+            return Halt(verdict.why, known.epoch if known else "", frozen=True)
         self._memory.trust(verdict.known)
         return None
 

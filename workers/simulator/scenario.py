@@ -32,12 +32,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from workers.complaints import complaints_in
-from workers.domain.audit import Event, EventKind
 from workers.domain.vm import State
 from workers.durations import Duration
 from workers.settings import Settings
 from workers.simulator.happenings import happen
 from workers.simulator.invariants import Invariants, Violation
+from workers.simulator.story import Story, Told
 from workers.simulator.world import World
 
 _BOOT_S = 120.0
@@ -78,15 +78,6 @@ class Scenario(_Part):
     story: tuple[Row, ...]
     until: Duration
     settled: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """One line of the story as it went: a happening, or a decision; `at_s` since the story began."""
-
-    at_s: float
-    text: str
-    is_happening: bool = False
 
 
 @dataclass(slots=True)
@@ -166,8 +157,7 @@ class _Player:
         )
         self._invariants = Invariants(self.world)
         self._invariants.attach()
-        self._began_us = 0
-        self._read = 0
+        self._story = Story(self.world)
 
     def play(self) -> Played:
         self._begin()
@@ -181,6 +171,7 @@ class _Player:
                 self._invariants.check_settled()
         except Violation as error:
             self._played.problems.append(str(error))
+        self._played.told = self._story.told
         return self._played
 
     def _begin(self) -> None:
@@ -193,58 +184,22 @@ class _Player:
         unwell = [v for v, row in world.server.contents.rows.items() if row.record.state is not State.HEALTHY]
         if unwell:
             raise ScenarioError([f"{self._scenario.name}: not healthy when the story begins: {', '.join(unwell)}"])
-        self._began_us, self._read = world.clockwork.now_us, len(world.events)
+        self._story.begin()
 
     def _run_to(self, at: timedelta) -> None:
-        left_us = self._began_us + at // timedelta(microseconds=1) - self.world.clockwork.now_us
-        self.world.clockwork.run_for(max(0, left_us) / 1_000_000)
+        self.world.clockwork.run_for(max(0.0, at.total_seconds() - self._story.now_s))
 
     def _play_row(self, row: Row, end: timedelta) -> None:
         for text in row.do:
-            self._played.told.append(Told(row.at.total_seconds(), text, is_happening=True))
+            self._story.happens(text)
             happen(self.world, text)
         self._run_to(end)
-        lines = [told.text for told in self._listen()]
+        lines = [told.text for told in self._story.listen()]
         if row.then is not None and list(row.then) != lines:
             self._played.problems += _differences(row, list(row.then), lines)
         if row.sums is not None and row.sums != dict(_summed(lines)):
             self._played.problems += _differences(row, _sum_lines(row.sums), _sum_lines(_summed(lines)))
         self._invariants.check()
-
-    def _listen(self) -> list[Told]:
-        events = self.world.events
-        self._read = min(self._read, len(events))  # data may be rolled back
-        heard = [Told(self._at_s(event_id), line_of(event)) for event_id, event in events[self._read :]]
-        self._read = len(events)
-        self._played.told += heard
-        return heard
-
-    def _at_s(self, event_id: str) -> float:
-        return (int(event_id.partition("-")[0]) * 1000 - self._began_us - self.world.skew_us) / 1_000_000
-
-
-def line_of(event: Event) -> str:
-    """Say a decision in the words of scenarios."""
-    what = event.vm_id or event.scope or event.host
-    kind = str(event.kind).replace("_", " ")
-    match event.kind:
-        case EventKind.TRANSITION:
-            reason = f" ({event.reason})" if event.reason and event.after in _LOST else ""
-            says = f"{what} {event.before} -> {event.after}{reason}"
-        case EventKind.ATTEMPT_STARTED:
-            says = f"{what} attempt {event.attempt}"
-        case EventKind.ATTEMPT_FAILED:
-            says = f"{what} attempt {event.attempt} failed"
-        case EventKind.DEFERRED:
-            says = f"{what} deferred: {event.why}"
-        case EventKind.BREAKER:
-            says = f"breaker {what} {event.why.partition(':')[0]}"
-        case _:
-            says = f"{what} {kind}"
-    return says
-
-
-_LOST = frozenset({State.DEGRADED, State.UNHEALTHY, State.ORPHANED})
 
 
 def _summed(lines: Sequence[str]) -> Counter[str]:

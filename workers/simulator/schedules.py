@@ -12,6 +12,7 @@ from workers.simulator.happenings import happen
 from workers.simulator.invariants import Invariants
 from workers.simulator.machine import Machine
 from workers.simulator.scenario import settings_of
+from workers.simulator.story import Story
 from workers.simulator.world import World
 
 HOSTS = ("host-a", "host-b")
@@ -143,21 +144,26 @@ class Run:
         self.invariants = Invariants(self.world)
         self.invariants.attach()
         self.change(self.world)
+        self.story = Story(self.world)
 
     def play(self, steps: Sequence[Step]) -> None:
         """Play all steps, then let things settle. Raises Violation."""
         try:
             self._play(steps)
         finally:
+            self.story.listen()
             self.world.close()
 
     def _play(self, steps: Sequence[Step]) -> None:
         world = self.world
+        self.story.begin()
         world.start()
         world.apply(*[world.spec(vm, HOSTS[n % 2], priority=n) for n, vm in enumerate(VMS)])
         world.clockwork.run_for(30)
         for step in steps:
             world.clockwork.run_for(step.pause_s)
+            self.story.listen()
+            self.story.happens(step.text)
             happen(world, step.text)
             self.invariants.check()
         self._settle()

@@ -61,6 +61,7 @@ class SimWorker:
             jitter=world.dice.random,
             bound_logs=lambda _vm_id: None,
             silent_hosts=world.silent_hosts,
+            put_unreadable=lambda _why_of: None,
             put_strays=lambda found: world.strays.__setitem__(machine.name, found),
             may_destroy=lambda: world.spend(machine.name),
             not_saved=lambda _error: None,

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import cast
 
 import redis
 from pydantic import TypeAdapter, ValidationError
@@ -62,7 +62,3 @@ def _halt_of(text: bytes) -> Halt:
         return _HALT.validate_json(text)
     except ValidationError:
         return Halt("of another version: " + text[:80].decode(errors="replace"))
-
-
-def plain(halts: Mapping[str, Halt]) -> list[dict[str, Any]]:
-    return [{"host": host, **asdict(halt)} for host, halt in sorted(halts.items())]

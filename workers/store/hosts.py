@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -92,6 +92,21 @@ class HostRegistry:
         plain = [asdict(each.running) | {"decision": each.decision, "why": each.why} for each in found]
         with translated():
             self._client.set(self._keys.strays(host), compact(plain), px=ttl_ms)
+
+    def put_unreadable(self, host: str, why_of: Mapping[str, str], *, ttl_ms: int) -> None:
+        """Keep which records of this host cannot be read, and why."""
+        with translated():
+            if why_of:
+                self._client.set(self._keys.unreadable(host), compact(dict(why_of)), px=ttl_ms)
+            else:
+                self._client.delete(self._keys.unreadable(host))
+
+    def unreadable(self, hosts: Sequence[str]) -> dict[str, str]:
+        if not hosts:
+            return {}
+        with translated():
+            values = cast("list[bytes | None]", self._client.mget([self._keys.unreadable(host) for host in hosts]))
+        return {vm_id: why for value in values if value for vm_id, why in json.loads(value).items()}
 
     def strays(self, hosts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         if not hosts:

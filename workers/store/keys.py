@@ -26,7 +26,8 @@ P:budget:<host>  zset    1 h               destructive actions of the last hour 
 P:events         stream  bounded           the audit, one JSON field `e`                           write / events
 P:host:<host>    string  lease             JSON of the worker that serves the host                 host_lease / beats
 P:hosts          zset    for ever          host -> last seen (ms)                                  host_lease / status
-P:strays:<host>  string  2 sweeps          JSON of VMMs nobody registered                          sweeps / status
+P:strays:<host>  string  3 sweeps          JSON of VMMs nobody registered                          sweeps / status
+P:unreadable:<host> string 3 sweeps        JSON of records that cannot be read -> why              sweeps / status
 """
 
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ class Keys:
 
     def breaker(self, scope: str) -> str:
         return f"{self.prefix}:breaker:{scope}"
+
+    def unreadable(self, host: str) -> str:
+        return f"{self.prefix}:unreadable:{host}"
 
     def budget(self, host: str) -> str:
         return f"{self.prefix}:budget:{host}"

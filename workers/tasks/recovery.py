@@ -5,6 +5,7 @@ from typing import Any
 from workers import queues
 from workers.app import app
 from workers.bootstrap import host_runtime
+from workers.crashpoints import Point, reach
 from workers.domain.recovery import WakeUp
 from workers.services.recovery import ForHost, Result, RetryIn
 from workers.tasks.arguments import BadArgument, count_of, number_of, text_of, vm_id_of
@@ -53,13 +54,16 @@ def _follow(task: Any, vm_id: str, result: Result) -> str:
             task.apply_async(args=[vm_id], kwargs=arguments, queue=queues.recovery(host))
         case RetryIn(wait_ms, wake, why):
             # Attempt and time of the next one stand in the record already: this message may be lost.
-            raise task.retry(
+            reach(Point.BEFORE_RETRY)
+            again = task.retry(
                 args=[vm_id],
                 kwargs=_arguments(wake),
                 countdown=max(0, wait_ms) / 1000,
                 queue=queues.recovery(host_runtime().host).name,
-                exc=None,
-            ) from RuntimeError(why)
+                throw=False,
+            )
+            reach(Point.AFTER_RETRY)
+            raise again from RuntimeError(why)
         case _:
             pass
     return str(result)
