@@ -1,7 +1,8 @@
 """Named points before and after everything that reaches the outside, at which the tests kill a worker.
 
-Nothing happens at them in production. A worker that was started with RELIABILITY_CRASH_FILE in its environment kills
-itself with SIGKILL at the point whose name that file holds, and removes the file first, so that its successor lives.
+Nothing happens at them in production. A worker that was started with RELIABILITY_CRASH_FILE in its environment sends
+itself SIGKILL, or the signal named there too (`before_exec SIGSTOP`), at the point whose name that file holds, and
+removes the file first, so that its successor lives.
 """
 
 import os
@@ -53,15 +54,16 @@ _FILE = os.environ.get(CRASH_FILE_ENV)
 
 
 def reach(point: Point) -> None:
-    if _FILE is not None and _is_asked(Path(_FILE), point):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if _FILE is not None and (number := _asked(Path(_FILE), point)):
+        os.kill(os.getpid(), number)
 
 
-def _is_asked(file: Path, point: Point) -> bool:
+def _asked(file: Path, point: Point) -> signal.Signals | None:
     try:
-        if file.read_text(encoding="ascii").strip() != point:
-            return False
+        name, _, signal_name = file.read_text(encoding="ascii").strip().partition(" ")
+        if name != point:
+            return None
         file.unlink()
     except FileNotFoundError:
-        return False
-    return True
+        return None
+    return signal.Signals[signal_name or "SIGKILL"]

@@ -22,6 +22,7 @@ from workers.store.hosts import HostRegistry, HostWorker
 _log = structlog.get_logger(component="worker")
 
 _CHUNK = 500
+_CLOCK_OFF_MS = 30_000
 _UNWATCHED = frozenset({State.STOPPED, State.FAILED})
 
 
@@ -106,10 +107,20 @@ class HostRuntime:
         self.host, self.lease, self.watcher = host, lease, watcher
         self._services, self._store, self._trouble = services, store, trouble
         self.active = False
+        self._clock_is_off = False
 
     def tend(self) -> None:
         """At each heartbeat."""
         self._services.tending.tend()
+        self._compare_clocks()
+
+    def _compare_clocks(self) -> None:
+        """Nothing goes by this host's wall clock but log lines and Celery's countdowns: say once that it is off."""
+        off_ms = int(time.time() * 1000) - self._store.read(()).now_ms
+        is_off = abs(off_ms) > _CLOCK_OFF_MS
+        if is_off and not self._clock_is_off:
+            _log.warning("the clock of this host is not that of redis: set it right", off_s=round(off_ms / 1000))
+        self._clock_is_off = is_off
 
     def redis_is_back(self) -> None:
         self._trouble.redis_is_back()

@@ -1,25 +1,24 @@
-"""The benchmark of the check path still runs; what it measures here means nothing."""
+"""The benchmarks still run; what they measure here means nothing."""
 
 import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import require
 from tests.support.processes import start_process
 
-_SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "check_path.py"
+_SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.full
-def test_the_benchmark_of_the_check_path_prints_its_table_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    require("a C compiler", shutil.which("cc") is not None, "apt-get install gcc libc6-dev")
+def run(script: str, *arguments: str, tmp_path: Path) -> tuple[str, Any]:
+    """Return what it printed and the figures it wrote; it has to end well and leave nothing behind."""
     found = tmp_path / "found.json"
-    command = [sys.executable, str(_SCRIPT), "--vms", "20", "--seconds", "1", "--rate", "200", "--json", str(found)]
+    command = [sys.executable, str(_SCRIPTS / script), *arguments, "--json", str(found)]
 
     # Not below tmp_path, which is too long for sockets.
     with tempfile.TemporaryDirectory(prefix="smoke-") as folder:
@@ -28,7 +27,42 @@ def test_the_benchmark_of_the_check_path_prints_its_table_and_leaves_nothing_beh
         left = list(Path(folder).iterdir())
 
     assert status == 0, benchmark.log_tail()
-    for way in ("this system", "one task per VM", "bare epoll loop"):
-        assert way in benchmark.log()
-        assert all(window["checks"] for window in json.loads(found.read_text("utf-8"))["windows"][way])
     assert left == []
+    return benchmark.log(), json.loads(found.read_text("utf-8"))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.full
+def test_the_benchmark_of_the_check_path_prints_its_table_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    require("a C compiler", shutil.which("cc") is not None, "apt-get install gcc libc6-dev")
+
+    text, found = run("check_path.py", "--vms", "20", "--seconds", "1", "--rate", "200", tmp_path=tmp_path)
+
+    for way in ("this system", "one task per VM", "bare epoll loop"):
+        assert way in text
+        assert all(window["checks"] for window in found["windows"][way])
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.full
+def test_the_benchmark_of_admission_prints_its_tables_and_counts_one_round_trip(tmp_path: Path) -> None:
+    text, found = run("admission.py", "--seconds", "0.5", "--many", "50", tmp_path=tmp_path)
+
+    assert len(found) == 4
+    for state, took in found.items():
+        assert state in text
+        assert took["ms"]["admission"]
+        assert took["round_trips"] == [1]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.full
+def test_the_benchmark_of_a_storm_brings_all_back_once(tmp_path: Path) -> None:
+    require("a C compiler", shutil.which("cc") is not None, "apt-get install gcc libc6-dev")
+    few = ("--hurt", "20", "--unhurt", "5", "--per-host", "4", "--boot-ms", "20", "--interval", "1", "--waves", "1")
+
+    text, found = run("storm.py", *few, tmp_path=tmp_path)
+
+    assert "over the ideal at the cap" in text
+    assert len(found["storm_ms"]) == 20
+    assert (found["twice"], found["lost"], found["unhurt_recovered"]) == (0, 0, 0)

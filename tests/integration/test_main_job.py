@@ -1,6 +1,5 @@
 """The main job with real parts: worker, beat, server, processes; and the second failure behind each first one."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import REPOSITORY, Cluster, cluster, kill
+from tests.support.cluster import REPOSITORY, Cluster, cluster, kill, send_by_name
 from tests.support.processes import wait_until
 from tests.support.servers import start_server
 from tests.support.standin import Reply, Standin
-from workers import queues
 from workers.domain.audit import EventKind
 from workers.domain.vm import EpisodeEnd, Reason, State, VmRecord
 from workers.embedded import EmbeddedServer
@@ -118,17 +116,6 @@ def test_a_configuration_that_its_vmm_will_never_take_is_not_tried_again(shared:
     assert failed.episode is not None
     assert failed.episode.attempt == 1
     assert "exit 152: starting it again would end the same way" in str(failed.episode.error)
-
-
-def send_by_name(site: Cluster, vm_id: str, **arguments: str) -> None:
-    """What any Celery user can do: a bare send_task, from a process that knows only the broker."""
-    script = (
-        "import json, sys; from celery import Celery; vm, url, arguments = json.loads(sys.argv[1])\n"
-        "app = Celery(broker=url); app.conf.task_default_queue = 'control'\n"
-        f"app.send_task({queues.RECOVER_VM!r}, args=[vm], kwargs=arguments)\n"
-    )
-    given = json.dumps([vm_id, site.server.url(1), arguments])
-    subprocess.run([sys.executable, "-c", script, given], cwd=REPOSITORY, timeout=30, check=True)
 
 
 def test_vms_outlive_their_worker_and_the_next_one_takes_them_over(site: Cluster) -> None:

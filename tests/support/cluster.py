@@ -3,13 +3,16 @@
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from celery import Celery
+
 from tests.support.hosts import TEST_HOST, end_all, holders
 from tests.support.processes import RunningProcess, start_process, wait_until
+from workers import queues
 from workers.bootstrap import Fleet
 from workers.domain.vm import State, VmRecord
 from workers.embedded import EmbeddedServer
@@ -81,16 +84,41 @@ class Cluster:
         }
         return {f"RELIABILITY_{name}": value for name, value in (SHORT | own | dict(self.extra)).items()}
 
-    def start_worker(self, name: str = "worker", **extra: str) -> RunningProcess:
+    def start_worker(
+        self,
+        name: str = "worker",
+        *,
+        within: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        **extra: str,
+    ) -> RunningProcess:
+        """`within` is a command that runs the worker as its own; `environ` is for the process, `extra` are settings."""
         flags = ("--without-gossip", "--without-mingle", "-n", f"{name}@{self.host}")
-        return self._start(name, "worker", *flags, extra=extra)
+        return self._start(name, "worker", *flags, extra=extra, within=within, environ=environ)
 
-    def start_beat(self) -> RunningProcess:
-        return self._start("beat", "beat", extra={})
+    def start_beat(self, name: str = "beat") -> RunningProcess:
+        return self._start(name, "beat", extra={})
 
-    def _start(self, name: str, program: str, *flags: str, extra: Mapping[str, str]) -> RunningProcess:
-        command = [sys.executable, "-m", "celery", "-A", "workers", program, *flags]
-        environment = self.environment | {f"RELIABILITY_{key}": value for key, value in extra.items()}
+    def start_successor(
+        self, *, within: Sequence[str] = (), environ: Mapping[str, str] | None = None, **extra: str
+    ) -> RunningProcess:
+        """Start the next worker of this host, and wait until it serves."""
+        self.worker = self.start_worker(f"worker-{next(_numbers)}", within=within, environ=environ, **extra)
+        self.worker.wait_for_log("this worker serves the host", timeout_s=30)
+        return self.worker
+
+    def _start(
+        self,
+        name: str,
+        program: str,
+        *flags: str,
+        extra: Mapping[str, str],
+        within: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> RunningProcess:
+        command = [*within, sys.executable, "-m", "celery", "-A", "workers", program, *flags]
+        settings = {f"RELIABILITY_{key}": value for key, value in extra.items()}
+        environment = {**self.environment, **settings, **(environ or {})}
         log = self.folder / "logs" / f"{name}.log"
         return self._stack.enter_context(start_process(command, log_path=log, env=environment, cwd=REPOSITORY))
 
@@ -146,7 +174,8 @@ class Cluster:
         (self.folder / "faults" / f"{vm_id}.json").write_text(text, encoding="utf-8")
 
     def socket(self, record: VmRecord) -> Path:
-        return self.state_dir / "runs" / record.vm_id / str(record.generation) / "api.sock"
+        own = self.state_dir / "runs" / record.vm_id / str(record.generation) / "api.sock"
+        return Path(record.socket) if record.socket else own
 
     def live(self, vm_id: str) -> list[int]:
         """Pids of this VM's live VMMs, as /proc shows them."""
@@ -155,6 +184,14 @@ class Cluster:
     def close(self) -> None:
         self._stack.close()
         end_all(self.locks)
+
+
+def send_by_name(site: Cluster, vm_id: str, **arguments: str) -> None:
+    """What any Celery user can do: a bare send_task, by an app that knows only the broker."""
+    app = Celery(broker=site.server.url(1), set_as_current=False)
+    app.conf.task_default_queue = "control"
+    app.send_task(queues.RECOVER_VM, args=[vm_id], kwargs=arguments)
+    app.close()
 
 
 @contextmanager

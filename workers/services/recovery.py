@@ -198,7 +198,8 @@ class Recovery:
         record = stored.record
         self._host.check_kill_switch()
         kept = self._host.kept(record.vm_id)
-        if kept.forgotten_ms > record.created_ms:
+        # Records of version 1 do not say when they were made.
+        if record.created_ms and kept.forgotten_ms > record.created_ms:
             return self._let_rest(stored, snapshot)
         try:
             running = self._host.running(record.vm_id)
