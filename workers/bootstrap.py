@@ -263,6 +263,7 @@ def build_host_runtime(settings: Settings, wakeups: Wakeups) -> HostRuntime:
         clock,
         watch=watcher.watch,
         trouble=trouble.now,
+        sockets=lambda: files.sockets(watcher.vm_ids()),
         new_owner=lambda: uuid.uuid4().hex,
         jitter=random.SystemRandom().random,
         bound_logs=lambda vm_id: files.bound_logs(vm_id, _LOG_LIMIT_BYTES),

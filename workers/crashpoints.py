@@ -7,6 +7,7 @@ removes the file first, so that its successor lives.
 
 import os
 import signal
+import threading
 from enum import StrEnum
 from pathlib import Path
 
@@ -55,7 +56,8 @@ _FILE = os.environ.get(CRASH_FILE_ENV)
 
 def reach(point: Point) -> None:
     if _FILE is not None and (number := _asked(Path(_FILE), point)):
-        os.kill(os.getpid(), number)
+        # To this very thread: a signal to the process may let it go on for a moment.
+        signal.pthread_kill(threading.get_ident(), number)
 
 
 def _asked(file: Path, point: Point) -> signal.Signals | None:

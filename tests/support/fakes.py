@@ -171,6 +171,7 @@ class World:
             self.clock,
             watch=self.watched.__setitem__,
             trouble=lambda: self.trouble,
+            sockets=self.host.sockets,
             new_owner=lambda: next(self._owners),
             jitter=lambda: 0.0,
             bound_logs=self.bounded.append,

@@ -100,24 +100,32 @@ class Observation:
         return RULINGS[self.evidence]
 
 
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """How many living VMMs of a host have no socket any more, and of how many that is known."""
+
+    gone: int
+    known: int
+
+
 def doubtful(looks: Mapping[str, Observation]) -> list[str]:
     """The VMs that failed in a way that may be the fault of who looked."""
     return [vm_id for vm_id, look in looks.items() if look.ruling.is_doubtful]
 
 
 def doubt_the_monitor(
-    looks: dict[str, Observation], trouble: str | None, *, at_least: int, share: float
+    looks: dict[str, Observation], trouble: str | None, sockets: Sockets, *, at_least: int, share: float
 ) -> dict[str, Observation]:
     """Turn what only we see into a monitor fault where it may well be our fault: before VMs are doubted, we are.
 
     `trouble` is what is wrong with ourselves right now: no descriptors, run directory unreadable, Redis just back.
     Beside that: a folder swept by accident, or a look from the wrong mount namespace, takes away all sockets together;
-    VMMs lose theirs one by one.
+    VMMs lose theirs one by one. So `sockets` is about the whole host, of which a few VMs are looked at at a time.
     """
     if trouble is not None:
         return looks | dict.fromkeys(doubtful(looks), Observation(Evidence.MONITOR_FAULT, trouble))
     gone = [vm_id for vm_id, look in looks.items() if look.evidence is Evidence.SOCKET_MISSING]
-    if len(gone) < at_least or len(gone) < share * len(looks):
+    if not gone or sockets.gone < at_least or sockets.gone < share * sockets.known:
         return looks
-    doubted = Observation(Evidence.MONITOR_FAULT, f"{len(gone)} of {len(looks)} sockets missing at once")
+    doubted = Observation(Evidence.MONITOR_FAULT, f"{sockets.gone} of {sockets.known} sockets missing at once")
     return looks | dict.fromkeys(gone, doubted)

@@ -16,12 +16,15 @@ def read_json(path: Path) -> dict[str, object] | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace the file as a whole, durably; two threads may do it at once."""
+    """Replace the file as a whole, durably; two threads may do it at once. Raises OSError, and leaves nothing then."""
     made = path.with_suffix(f".{threading.get_ident()}.new")
     fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(value).encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    made.replace(path)
+        with os.fdopen(fd, "wb") as file:
+            file.write(json.dumps(value).encode())
+            file.flush()
+            os.fsync(fd)
+        made.replace(path)
+    except OSError:
+        made.unlink(missing_ok=True)
+        raise

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from workers.domain.errors import GuardBusy, Paused
+from workers.domain.evidence import Sockets
 from workers.domain.guard import check_generation
 from workers.domain.vm import Incarnation
 from workers.host.files import read_json, write_json
@@ -28,6 +29,7 @@ from workers.ports import Kept
 from workers.specs import VmSpec, check_vm_id, is_vm_id, parse_spec
 
 SOCKET_NAME = "api.sock"
+_CURRENT = "current"
 _SERVED, _STOPPED, _FORGOTTEN = "served", "stopped.json", "forgotten.json"
 CONSOLE = "console.log"
 VMM_LOG = "vmm.log"
@@ -166,7 +168,7 @@ class HostFiles:
         run = self.run(vm_id, generation)
         run.path.mkdir(mode=0o700, parents=True)
         write_json(run.path / "intent.json", {"vm_id": vm_id, "driver": driver, "generation": generation, "spec": spec})
-        _point(run.path.parent / "current", str(generation))
+        _point(run.path.parent / _CURRENT, str(generation))
         for mark in (_STOPPED, _FORGOTTEN):
             (run.path.parent / mark).unlink(missing_ok=True)
         *ended, _ = self.runs(vm_id)
@@ -191,6 +193,12 @@ class HostFiles:
         _drop([run for run in spare if run in old])
         if is_forgotten and not self.runs(vm_id) and _modified_at(folder / _FORGOTTEN) < now - _FORGOTTEN_KEPT_S:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def sockets(self, vm_ids: Iterable[str]) -> Sockets:
+        """Look for the sockets of these VMs, whose processes live; adopted ones have none here and do not count."""
+        folders = [self.runs_dir / check_vm_id(vm_id) / _CURRENT for vm_id in vm_ids]
+        known = [folder / SOCKET_NAME for folder in folders if folder.is_dir()]
+        return Sockets(sum(not socket.exists() for socket in known), len(known))
 
     def kept(self, vm_id: str) -> Kept:
         """Return what the run directory tells of this VM; nothing is raised for what is damaged or gone."""

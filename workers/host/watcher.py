@@ -79,6 +79,11 @@ class Watcher:
         with self._lock:
             return {process.pid for other, process in self._processes.items() if other != vm_id}
 
+    def vm_ids(self) -> list[str]:
+        """The VMs whose process is watched: to our knowledge it lives."""
+        with self._lock:
+            return list(self._processes)
+
     def __len__(self) -> int:
         return len(self._processes)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workers.crashpoints import Point, reach
-from workers.domain.evidence import Evidence, Observation, Verdict, doubt_the_monitor, doubtful
+from workers.domain.evidence import Evidence, Observation, Sockets, Verdict, doubt_the_monitor, doubtful
 from workers.domain.health import HealthPolicy, Judgement, judge, weigh
 from workers.domain.vm import Incarnation, VmRecord
 from workers.ports import Change, Clock, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore
@@ -32,8 +32,8 @@ class CheckReport:
 class HealthChecks:
     """`watch` is told each process that was seen alive; again is harmless.
 
-    `trouble` says what keeps us ourselves from looking properly, None when nothing does. With `recovers` false VMs are
-    judged, and nothing is asked for.
+    `trouble` says what keeps us ourselves from looking properly, None when nothing does; `sockets` looks at all of
+    this host. With `recovers` false VMs are judged, and nothing is asked for.
     """
 
     def __init__(
@@ -48,11 +48,12 @@ class HealthChecks:
         clock: Clock,
         watch: Watch,
         trouble: Callable[[], str | None],
+        sockets: Callable[[], Sockets],
         recovers: bool,
     ) -> None:
         self._store, self._prober, self._ledger, self._telemetry = store, prober, ledger, telemetry
         self._host, self._policy, self._clock = host, policy, clock
-        self._watch, self._trouble, self._recovers = watch, trouble, recovers
+        self._watch, self._trouble, self._sockets, self._recovers = watch, trouble, sockets, recovers
         self._behind = False
 
     def check(self, vm_ids: Collection[str], deadline_ms: int | None = None) -> CheckReport:
@@ -74,8 +75,7 @@ class HealthChecks:
         read_at = self._clock.monotonic()
         ours = [stored.record for stored in snapshot.found.values() if stored.record.host == self._host]
         for group in self._prober.probe(ours):
-            trouble = self._trouble() if doubtful(group) else None
-            looks = doubt_the_monitor(group, trouble, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
+            looks = self._doubt_ourselves(group) if doubtful(group) else group
             looks = {vm_id: weigh(snapshot.found[vm_id].record, seen) for vm_id, seen in looks.items()}
             for vm_id, seen in looks.items():
                 report.count(seen)
@@ -83,6 +83,10 @@ class HealthChecks:
             since_read_ms = int((self._clock.monotonic() - read_at) * 1000)
             self._settle(snapshot, looks, now_ms=snapshot.now_ms + since_read_ms)
         return report
+
+    def _doubt_ourselves(self, group: dict[str, Observation]) -> dict[str, Observation]:
+        trouble, sockets = self._trouble(), self._sockets()
+        return doubt_the_monitor(group, trouble, sockets, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
 
     def processes_ended(self, ended: Mapping[str, tuple[Incarnation, str | None]]) -> None:
         """The kernel told that these incarnations ended, with their cause if it is known. Raises StoreUnavailable."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from workers.domain.evidence import Sockets
 from workers.domain.health import HealthPolicy
 from workers.domain.recovery import RecoveryPolicy
 from workers.domain.strays import StrayRules
@@ -43,6 +44,7 @@ class HostPorts:
     clock: Clock
     watch: Callable[[str, Incarnation], None]
     trouble: Callable[[], str | None]
+    sockets: Callable[[], Sockets]
     new_owner: Callable[[], str]
     jitter: Callable[[], float]
     bound_logs: Callable[[str], None]
@@ -77,6 +79,7 @@ def host_services(ports: HostPorts, policies: HostPolicies) -> HostServices:
         clock=clock,
         watch=ports.watch,
         trouble=ports.trouble,
+        sockets=ports.sockets,
         recovers=policies.recovery.enabled,
     )
     recovery = Recovery(

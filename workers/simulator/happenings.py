@@ -169,6 +169,13 @@ def _kill_worker(world: World, host: str) -> None:
 
 
 @_happening
+def _kill_serving_worker(world: World, host: str) -> None:
+    """SIGKILL only for the worker that holds this host's name."""
+    if (worker := world.machines[host].worker) is not None:
+        worker.kill()
+
+
+@_happening
 def _kill_worker_after(world: World, host: str, calls: str) -> None:
     """The worker dies at its so many-th next contact with the outside."""
     for worker in world.machines[host].workers:

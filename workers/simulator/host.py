@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workers.domain.errors import GuardBusy, Paused, StartFailed, StopFailed, Unkillable
-from workers.domain.evidence import Evidence, Observation
+from workers.domain.evidence import Evidence, Observation, Sockets
 from workers.domain.guard import check_generation
 from workers.domain.vm import Incarnation, Vantage, VmRecord
 from workers.ports import Clock, Kept, Renew, Running
@@ -97,6 +97,11 @@ class SimHost:
 
     def of(self, vm_id: str) -> SimVmm | None:
         return next((vmm for vmm in self.alive.values() if vmm.vm_id == vm_id), None)
+
+    def sockets(self) -> Sockets:
+        forced = [vm_id for vm_id, evidence in self.evidence.items() if evidence is Evidence.SOCKET_MISSING]
+        gone = [vmm for vmm in self.alive.values() if vmm.socket_gone or vmm.vm_id in forced]
+        return Sockets(len(gone), len(self.alive))
 
     def kill(self, vm_id: str, cause: str | None = "signal 9") -> None:
         for vmm in [vmm for vmm in self.alive.values() if vmm.vm_id == vm_id]:

@@ -57,6 +57,7 @@ class SimWorker:
             world,
             watch=self._watched.__setitem__,
             trouble=lambda: machine.trouble,
+            sockets=machine.sim.sockets,
             new_owner=lambda: f"{self.owner}-{next(world.numbers)}",
             jitter=world.dice.random,
             bound_logs=lambda _vm_id: None,
