@@ -62,6 +62,7 @@ def _ms(duration: timedelta) -> int:
 def crash_policy(settings: Settings) -> CrashPolicy:
     return CrashPolicy(
         stable_period_ms=_ms(settings.recovery.stable_period),
+        max_retries=settings.recovery.max_retries,
         restart_burst=settings.recovery.restart_burst,
         exits={name: driver.exits for name, driver in drivers(settings).items()},
     )

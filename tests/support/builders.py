@@ -59,7 +59,7 @@ def a_health_policy(**changes: Any) -> HealthPolicy:
         failure_threshold=3,
         recovery_threshold=2,
         start_period_ms=60_000,
-        crash=CrashPolicy(stable_period_ms=600_000, exits={"firecracker": EXITS}),
+        crash=CrashPolicy(stable_period_ms=600_000, max_retries=3, exits={"firecracker": EXITS}),
     )
     return replace(production, **changes)
 
@@ -72,7 +72,7 @@ def a_recovery_policy(**changes: Any) -> RecoveryPolicy:
         max_retry_interval_ms=300_000,
         recovery_timeout_ms=600_000,
         lease_ms=30_000,
-        crash=CrashPolicy(stable_period_ms=600_000, exits={"firecracker": EXITS}),
+        crash=CrashPolicy(stable_period_ms=600_000, max_retries=3, exits={"firecracker": EXITS}),
     )
     return replace(production, **changes)
 

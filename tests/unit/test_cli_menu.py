@@ -10,13 +10,13 @@ from redis.exceptions import ConnectionError as Gone
 
 from workers.cli import main
 from workers.cli.failures import Failure, explain, no_redis
-from workers.cli.menu import LazyGroup, reliability, vm
+from workers.cli.menu import LazyGroup, reliability, state, vm
 from workers.domain.errors import StoreUnavailable, UnknownVm
 from workers.services.registry import ApplyRefused
 from workers.settings import SettingsError
 from workers.specfiles import SpecFileError
 
-ENTRIES = [(group, name) for group in (reliability, vm) for name in group.entries]
+ENTRIES = [(group, name) for group in (reliability, vm, state) for name in group.entries]
 
 
 def loaded(group: LazyGroup, name: str) -> click.Command:
@@ -25,14 +25,14 @@ def loaded(group: LazyGroup, name: str) -> click.Command:
     return command
 
 
-@pytest.mark.parametrize(("group", "name"), ENTRIES, ids=[name for _, name in ENTRIES])
+@pytest.mark.parametrize(("group", "name"), ENTRIES, ids=[f"{group.name} {name}" for group, name in ENTRIES])
 def test_the_menu_says_what_the_command_says(group: LazyGroup, name: str) -> None:
     command = loaded(group, name)
 
     assert (command.name, (command.help or "").splitlines()[0]) == (name, group.entries[name].says)
 
 
-@pytest.mark.parametrize(("group", "name"), ENTRIES, ids=[name for _, name in ENTRIES])
+@pytest.mark.parametrize(("group", "name"), ENTRIES, ids=[f"{group.name} {name}" for group, name in ENTRIES])
 def test_every_option_is_explained(group: LazyGroup, name: str) -> None:
     options = [each for each in loaded(group, name).params if isinstance(each, click.Option)]
 

@@ -29,8 +29,8 @@ def simulate(what: str | None, seed: int | None, steps: int, output: str) -> int
     """Replay a scenario in the terminal.
 
     Tells what happened, and what was decided, in virtual time. Without arguments the scenarios are listed. A FILE holds
-    scenarios of your own, in the same form. Nothing outside this process is touched, and no Redis is needed: hosts, VMMs
-    and the broker are simulated, the decisions are real.
+    scenarios of your own, in the same form. Nothing outside this process is touched, and no Redis is needed: hosts,
+    VMMs and the broker are simulated, the decisions are real.
     Status 1 where something went otherwise than the scenario says, or something happened that must never happen.
     """
     if seed is not None:

@@ -22,10 +22,10 @@ _PATIENCE_S = 60.0
 @click.command()
 @output_option("table", "json")
 def show(output: str) -> None:
-    """Show the epoch of the data, and the hosts that recover nothing, with the reason.
+    """Show whether the hosts trust the data in Redis.
 
-    A host that finds other data in Redis than those it knows, older ones, or none, destroys nothing until an operator
-    has looked and confirmed.
+    The epoch of the data, and the hosts that recover nothing, with the reason. A host that finds other data in
+    Redis than those it knows, older ones, or none, destroys nothing until an operator has looked and confirmed.
     """
     with session() as here:
         found, halted = here.fleet.data.look(None), here.fleet.data.halted()
@@ -47,9 +47,10 @@ def show(output: str) -> None:
 @click.option("--reason", metavar="TEXT", required=True, help="Why the data are right, for the audit.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def confirm(reason: str, *, yes: bool) -> None:
-    """Say that the data in Redis are right: frozen hosts go on with them.
+    """Say that the data in Redis are right.
 
-    From then on records decide again: VMs that they call lost are recovered, VMs that they do not know are strays.
+    Frozen hosts go on with them. From then on records decide again: VMs that they call lost are recovered, VMs that
+    they do not know are strays.
     """
     if len(reason) > _REASON_MAX or not reason.isprintable():
         raise click.BadParameter(f"must be one line of at most {_REASON_MAX} characters", param_hint="--reason")

@@ -20,10 +20,12 @@ class CrashPolicy:
     """What the end of a VMM means for the VM's next episode.
 
     A VM that is lost again within `stable_period_ms` goes on with its last episode. An end that is no failure (a guest
-    that rebooted) begins a new one, but not more than `restart_burst` times in a row.
+    that rebooted) begins a new one, but not more than `restart_burst` times in a row. After `max_retries` there is
+    nothing to wait for.
     """
 
     stable_period_ms: int
+    max_retries: int
     restart_burst: int = 5
     exits: Mapping[str, ExitTable] = field(default_factory=dict)
 
@@ -178,6 +180,8 @@ def _is_for_another(episode: Episode | None, wake: WakeUp) -> bool:
 
 
 def _exhaustion(episode: Episode, policy: RecoveryPolicy) -> str:
+    if episode.attempt >= policy.max_retries and episode.error is None:
+        return f"each of {episode.attempt} attempts brought it back, and it did not stay"
     if episode.attempt >= policy.max_retries:
         return f"{episode.attempt} of {policy.max_retries} attempts failed; last: {episode.error}"
     return f"{episode.spent_ms} ms of {policy.recovery_timeout_ms} ms spent; last: {episode.error}"
@@ -223,7 +227,9 @@ def _next_episode(
         return _new_episode(record, reason, now_ms), restarts + 1
     if last is None or is_stable:
         return _new_episode(record, reason, now_ms), 0
-    return replace(last, reason=reason, end=None, ended_ms=0, running=False, request_id=None), restarts
+    waits_until_ms = now_ms if last.attempt >= crash.max_retries else last.next_attempt_ms
+    again = replace(last, reason=reason, end=None, ended_ms=0, running=False, request_id=None)
+    return replace(again, next_attempt_ms=waits_until_ms), restarts
 
 
 def _new_episode(record: VmRecord, reason: Reason, now_ms: int) -> Episode:
@@ -277,12 +283,16 @@ def attempt_result(before: VmRecord, after: VmRecord) -> Result | None:
 
 
 def fail_attempt(
-    record: VmRecord, error: str, policy: RecoveryPolicy, *, now_ms: int, jitter: float
+    record: VmRecord, error: str, policy: RecoveryPolicy, *, now_ms: int, jitter: float, counts: bool = True
 ) -> tuple[VmRecord, Event]:
-    """End the running attempt without success; the VM waits for the next one, or a person is asked."""
+    """End the running attempt without success; the VM waits for the next one, or a person is asked.
+
+    One that says nothing about the VM (the kill switch cut it short) does not count: its number is given again.
+    """
     episode = _running(record)
     failed = replace(
         episode,
+        attempt=episode.attempt if counts else episode.attempt - 1,
         running=False,
         error=error,
         spent_ms=episode.spent_ms + max(0, now_ms - episode.attempt_started_ms),

@@ -78,9 +78,10 @@ class Attempt:
             raise self._lost()
 
     def still_wanted(self) -> None:
-        """To be called under the VM's lock, right before exec: waits for Redis, but no longer than the lease lasts.
+        """To be called before each signal, and under the VM's lock right before exec.
 
-        Raises Withdrawn, LeaseLost.
+        Waits for Redis, but no longer than the lease lasts: without it nothing is ended and nothing is started. Raises
+        Withdrawn, LeaseLost.
         """
         self._as_long_as_held(self._wanted)
         self._must_last()
@@ -133,10 +134,13 @@ class Attempt:
     def fail(self, error: str, jitter: float, *, counts: bool = True) -> tuple[VmRecord, int]:
         """Write the failure, with the time of the next attempt; also returns server time in ms.
 
-        Without `counts` the breakers do not hear of it: it says nothing about the VM. Raises Withdrawn, LeaseLost.
+        Without `counts` it says nothing about the VM: it uses up no attempt, and the breakers do not hear of it. Raises
+        Withdrawn, LeaseLost.
         """
         return self._finish(
-            lambda record, now_ms: fail_attempt(record, error, self._policy, now_ms=now_ms, jitter=jitter),
+            lambda record, now_ms: fail_attempt(
+                record, error, self._policy, now_ms=now_ms, jitter=jitter, counts=counts
+            ),
             counts=counts,
         )
 

@@ -67,7 +67,7 @@ _POSTPONED_MS = 5000
 _EARLY_MS = 1000
 # So often a message comes again that could not be followed yet. Then it is left to the sweeps: each of them sends a new
 # one, and old ones that never end would grow without bound.
-_COMES_AGAIN = 8
+_COMES_AGAIN = 12
 _WOULD_LOSE_DATA = (
     "its disks are ephemeral: starting it again would lose their data; set allow_data_loss, then `reliability recover`"
 )
@@ -226,7 +226,8 @@ class Recovery:
 
     def _postpone(self, record: VmRecord, wake: WakeUp, why: str) -> Result:
         """Nothing is decided and no attempt is spent; the sweeps look again too."""
-        self._ledger.note(event(EventKind.DEFERRED, record, actor=wake.actor, why=why))
+        if wake.tries == 0:
+            self._ledger.note(event(EventKind.DEFERRED, record, actor=wake.actor, why=why))
         wait_ms = min(self._policy.retry_interval_ms, _POSTPONED_MS)
         return self._come_again(record.vm_id, wait_ms, wake, why)
 
@@ -305,7 +306,7 @@ class Recovery:
         vm_id = record.vm_id
         new: Incarnation | None = None
         try:
-            self._fence(record, running, before_signal=attempt.keep)
+            self._fence(record, running, before_signal=attempt.still_wanted)
             reach(Point.FENCED)
             attempt.keep()
             new = self._host.start(
