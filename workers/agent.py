@@ -139,7 +139,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         if self._stopping.is_set():
             return
         watched = self._runtime.watch_known()
-        self._runtime.detect_orphans(self._runtime.host)
+        self._runtime.detect_orphans()
         _log.info("watching", vmms=watched)
 
     def stop(self, parent: Any) -> None:

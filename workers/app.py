@@ -9,7 +9,7 @@ from celery.signals import setup_logging
 
 from workers import queues
 from workers.agent import HostAgent
-from workers.broker import PromptAmqp, install_guard
+from workers.broker import CarefulTask, PromptAmqp, install_guard
 from workers.settings import Settings, load
 from workers.telemetry.logging import configure_logging
 
@@ -19,7 +19,13 @@ _PUBLISH_RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.2,
 
 def make_app(settings: Settings) -> Celery:
     install_guard()
-    app = Celery("workers", broker=settings.broker.url.get_secret_value(), include=_TASK_MODULES, amqp=PromptAmqp)
+    app = Celery(
+        "workers",
+        broker=settings.broker.url.get_secret_value(),
+        include=_TASK_MODULES,
+        amqp=PromptAmqp,
+        task_cls=CarefulTask,
+    )
     app.conf.update(_transport(settings) | _delivery(settings) | _worker(settings))
     app.steps["worker"].add(HostAgent)
     return app

@@ -16,7 +16,7 @@ from workers.host.watcher import Death, Watcher
 from workers.ports import VmStore
 from workers.services.health import chunks
 from workers.services.host_services import HostServices
-from workers.services.recovery import ForHost, Ignored, Result
+from workers.services.recovery import Ignored, Result
 from workers.store.hosts import HostRegistry, HostWorker
 
 _log = structlog.get_logger(component="worker")
@@ -149,28 +149,17 @@ class HostRuntime:
     def stop(self, vm_id: str) -> Result:
         return self._services.recovery.stop(vm_id) if self.active else Ignored("this worker is passive")
 
-    def detect_orphans(self, host: str) -> Result | None:
-        if host != self.host:
-            return ForHost(host)
+    def detect_orphans(self) -> None:
         if self.active:
-            report = self._services.orphans.sweep()
-            _log.debug("orphan detection", **_numbers(report))
-        return None
+            _log.debug("orphan detection", **_numbers(self._services.orphans.sweep()))
 
-    def reconcile(self, host: str) -> Result | None:
-        if host != self.host:
-            return ForHost(host)
+    def reconcile(self) -> None:
         if self.active:
-            report = self._services.reconciliation.sweep()
-            _log.debug("reconciliation", **_numbers(report))
-        return None
+            _log.debug("reconciliation", **_numbers(self._services.reconciliation.sweep()))
 
-    def rebuild(self, host: str, request_id: str | None) -> Result | None:
-        if host != self.host:
-            return ForHost(host)
+    def rebuild(self, request_id: str | None) -> None:
         if self.active:
             _log.info("records rebuilt", **asdict(self._services.rebuild.run(request_id)))
-        return None
 
 
 def _numbers(report: object) -> dict[str, int]:

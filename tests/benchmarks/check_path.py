@@ -5,14 +5,11 @@ Prints one table. All three ways ask the same VMMs on the same server in one run
 
 import argparse
 import json
-import resource
-import signal
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,19 @@ import redis
 from tests.benchmarks.bare_loop import BareLoop
 from tests.benchmarks.check_report import BARE, NAIVE, OURS, Findings, report
 from tests.benchmarks.measures import VMMS, Meter, Window, cpu_of, cpu_of_single_threaded, memory_of
-from tests.benchmarks.stage import HOST, MOST_STANDINS, NAIVE_BROKER_DB, NAIVE_DB, RECORDS_DB, STANDIN, Stage, stage
+from tests.benchmarks.stage import (
+    HOST,
+    MOST_STANDINS,
+    NAIVE_BROKER_DB,
+    NAIVE_DB,
+    RECORDS_DB,
+    STANDIN,
+    Stage,
+    allow_many_files,
+    ended_by_signals,
+    say,
+    stage,
+)
 from tests.support.processes import wait_until
 from workers.bootstrap import Fleet
 
@@ -139,24 +148,9 @@ def help_time() -> float:
     return time.monotonic() - began
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """A kill is like Ctrl-C: what was started is ended first."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main() -> int:
     plan, out = _arguments()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_many_files()
     with ended_by_signals(), stage() as on:
         if on.vmm == STANDIN:
             plan = Plan(min(plan.vms, MOST_STANDINS), plan.seconds, plan.rate)

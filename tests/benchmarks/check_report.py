@@ -8,7 +8,7 @@ from tests.benchmarks.measures import VMMS, Memory, Window, median, spread
 
 OURS, NAIVE, BARE = "this system", "one task per VM", "bare epoll loop"
 _WAYS = (OURS, NAIVE, BARE)
-_AT_LEAST, _AT_MOST = ">=", "<="
+AT_LEAST, AT_MOST = ">=", "<="
 _HEADERS = ("", "checks/s", "CPU-s per 1,000", "of it", "VMMs themselves", "others")
 _WIDTHS = (17, 20, 22, 42, 22, 8)
 
@@ -88,13 +88,13 @@ def _ratios(found: Findings) -> Iterator[str]:
 
 
 def _goals(found: Findings) -> Iterator[str]:
-    yield _goal("checks/s", _rate(found.windows[OURS]), _AT_LEAST, 3000)
-    yield _goal("CPU-s per 1,000 checks, VMMs left out", _cost(found.windows[OURS]), _AT_MOST, 0.3)
-    yield _goal("worker RSS at its peak, MiB", max(memory.peak for memory in found.memory.values()), _AT_MOST, 90)
-    yield _goal("reliability --help, s", median(found.help_s), _AT_MOST, 0.5)
+    yield goal("checks/s", _rate(found.windows[OURS]), AT_LEAST, 3000)
+    yield goal("CPU-s per 1,000 checks, VMMs left out", _cost(found.windows[OURS]), AT_MOST, 0.3)
+    yield goal("worker RSS at its peak, MiB", max(memory.peak for memory in found.memory.values()), AT_MOST, 90)
+    yield goal("reliability --help, s", median(found.help_s), AT_MOST, 0.5)
 
 
-def _goal(name: str, value: float, relation: str, goal: float) -> str:
-    kept = value >= goal if relation == _AT_LEAST else value <= goal
+def goal(name: str, value: float, relation: str, limit: float) -> str:
+    kept = value >= limit if relation == AT_LEAST else value <= limit
     shown = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    return f"{name}: {shown} (goal {relation} {goal:g}: {'kept' if kept else 'MISSED'})"
+    return f"{name}: {shown} (goal {relation} {limit:g}: {'kept' if kept else 'MISSED'})"

@@ -4,7 +4,9 @@ Everything that is started here is ended when the stage is left. What is measure
 """
 
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,6 +132,26 @@ class Stage:
 
     def vmm_pids(self) -> list[int]:
         return [pid for pid, _ in holders(self.locks)]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A kill is like Ctrl-C: what was started is ended first."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def allow_many_files() -> None:
+    """A worker holds a few descriptors for each VM."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def vmm_binary(folder: Path) -> str:

@@ -3,8 +3,9 @@
  *
  * Takes `--api-sock PATH --id ID` like Firecracker, answers `GET /` with this id and its state, and every PUT with 204;
  * the state is "Running" from the action InstanceStart on. It judges nothing else: what Firecracker would refuse, this
- * accepts. Ends when the process named in the environment variable TINYVMM_OWNER has ended, so that a benchmark that
- * was killed leaves nothing behind.
+ * accepts. With TINYVMM_BOOT_MS, InstanceStart is answered so many milliseconds late, and nothing else meanwhile.
+ * Ends when the process named in the environment variable TINYVMM_OWNER has ended, so that a benchmark that was killed
+ * leaves nothing behind.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,6 +29,7 @@ static struct pollfd places[PLACES];
 static struct request requests[PLACES];
 static const char *id;
 static const char *state = "Not started";
+static int boot_ms;
 
 static void die(const char *what) {
     perror(what);
@@ -97,8 +99,10 @@ static size_t complete(const char *text, size_t have) {
 static int answer(char *to, size_t room, const char *text, size_t length) {
     char body[256];
     if (strncmp(text, "PUT ", 4) == 0) {
-        if (memmem(text, length, "InstanceStart", 13) != NULL)
+        if (memmem(text, length, "InstanceStart", 13) != NULL) {
+            poll(NULL, 0, boot_ms);
             state = "Running";
+        }
         return snprintf(to, room, "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n");
     }
     snprintf(body, sizeof body, "{\"id\":\"%s\",\"state\":\"%s\",\"vmm_version\":\"1.17.0\",\"app_name\":\"Firecracker\"}",
@@ -137,6 +141,7 @@ static void serve(int place) {
 
 int main(int argc, char **argv) {
     id = flag(argc, argv, "--id");
+    boot_ms = getenv("TINYVMM_BOOT_MS") != NULL ? atoi(getenv("TINYVMM_BOOT_MS")) : 0;
     for (int place = 0; place < PLACES; place++)
         places[place].fd = -1;
     places[OWNER] = (struct pollfd){.fd = owner_fd(), .events = POLLIN};

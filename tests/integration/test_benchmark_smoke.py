@@ -59,7 +59,7 @@ def test_the_benchmark_of_admission_prints_its_tables_and_counts_one_round_trip(
 @pytest.mark.full
 def test_the_benchmark_of_a_storm_brings_all_back_once(tmp_path: Path) -> None:
     require("a C compiler", shutil.which("cc") is not None, "apt-get install gcc libc6-dev")
-    few = ("--hurt", "20", "--unhurt", "5", "--per-host", "4", "--boot-ms", "20", "--interval", "1", "--waves", "1")
+    few = ("--hurt", "20", "--unhurt", "5", "--per-host", "4", "--boot-ms", "20", "--interval", "2", "--waves", "1")
 
     text, found = run("storm.py", *few, tmp_path=tmp_path)
 

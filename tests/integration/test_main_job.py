@@ -1,18 +1,22 @@
 """The main job with real parts: worker, beat, server, processes; and the second failure behind each first one."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.support.cluster import REPOSITORY, Cluster, cluster, kill, send_by_name
 from tests.support.processes import wait_until
 from tests.support.servers import start_server
 from tests.support.standin import Reply, Standin
+from workers import queues
 from workers.domain.audit import EventKind
 from workers.domain.vm import EpisodeEnd, Reason, State, VmRecord
 from workers.embedded import EmbeddedServer
@@ -254,8 +258,6 @@ def test_messages_may_all_be_lost_and_the_records_drive_what_is_due(site: Cluste
 
 
 def _flush_broker(site: Cluster) -> None:
-    import redis  # noqa: PLC0415 - only here the broker is touched by hand
-
     client = redis.Redis.from_url(site.server.url(1))
     client.flushdb()
     client.close()
@@ -352,3 +354,27 @@ def test_a_vmm_nobody_registered_is_reported_and_left_alone(shared: Cluster, tmp
     finally:
         stray.kill()
         stray.wait()
+
+
+def test_a_message_that_is_none_is_dropped_with_a_word_and_ends_no_worker(shared: Cluster) -> None:
+    """Each of these ends a plain Celery worker; the last one would come again, and end the next one too."""
+    worker = shared.worker
+    assert worker is not None
+    about = {"delivery_info": {"exchange": "", "routing_key": "control"}, "body_encoding": "base64"}
+    no_task = {
+        "body": b64encode(b"7").decode(),
+        "headers": {"task": queues.STOP_VM, "id": "1", "lang": "py"},
+        "properties": about | {"delivery_tag": "tag-1"},
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+    }
+    client = redis.Redis.from_url(shared.server.url(1))
+    for text in ("no json at all", "[1]", "\xff", json.dumps(no_task)):
+        client.lpush("control", text.encode("latin-1"))
+    worker.wait_for_log("message dropped", times=3)
+    worker.wait_for_log("its message cannot be read")
+    send_by_name(shared, "job-after-garbage")
+    worker.wait_for_log("no such vm")
+    assert worker.is_alive
+    assert (client.llen("control"), client.hlen(f"unacked:{shared.host}")) == (0, 0)
+    client.close()

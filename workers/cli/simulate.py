@@ -55,7 +55,7 @@ def _list(output: str) -> None:
 
 
 def _play(what: str, output: str) -> int:
-    from workers.simulator.happenings import UnknownHappening  # noqa: PLC0415 - loads the simulator
+    # It loads the simulator.
     from workers.simulator.scenario import ScenarioError, all_scenarios, play, scenarios_from  # noqa: PLC0415
 
     try:
@@ -69,8 +69,6 @@ def _play(what: str, output: str) -> int:
         played = [play(scenario) for scenario in chosen]
     except ScenarioError as error:
         raise Failure(*error.lines) from error
-    except UnknownHappening as error:
-        raise Failure(str(error)) from error
     for each in played:
         if output == "json":
             show_json({"name": each.scenario.name, "told": _documents(each.told), "problems": each.problems})

@@ -136,7 +136,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
 
 
 def play(scenario: Scenario, seed: int = 0) -> Played:
-    """Play it to its end, or to the first thing that must never happen. Raises ScenarioError, UnknownHappening."""
+    """Play it to its end, or to the first thing that must never happen. Raises ScenarioError."""
     player = _Player(scenario, seed)
     try:
         return player.play()
@@ -163,6 +163,8 @@ class _Player:
         self._begin()
         rows = self._scenario.story
         ends = [*(row.at for row in rows[1:]), self._scenario.until]
+        if sorted(times := [*(row.at for row in rows), self._scenario.until]) != times:
+            raise ScenarioError([f"{self._scenario.name}: rows must be in order of time, and end before `until`"])
         try:
             for row, end in zip(rows, ends, strict=True):
                 self._run_to(row.at)
@@ -192,7 +194,11 @@ class _Player:
     def _play_row(self, row: Row, end: timedelta) -> None:
         for text in row.do:
             self._story.happens(text)
-            happen(self.world, text)
+            try:
+                happen(self.world, text)
+            except (ValueError, LookupError) as error:
+                where = f"{self._scenario.name}: row {row.at.total_seconds():g} s: {text!r}"
+                raise ScenarioError([f"{where}: {error}"]) from error
         self._run_to(end)
         lines = [told.text for told in self._story.listen()]
         if row.then is not None and list(row.then) != lines:

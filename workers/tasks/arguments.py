@@ -34,6 +34,14 @@ def vm_ids_of(value: object) -> Sequence[str]:
     return [vm_id_of(item, "vm_ids") for item in value]
 
 
+def host_of(value: object, own: str) -> str:
+    """A host's own work: its message went astray if it names another."""
+    host = vm_id_of(value, "host")
+    if host != own:
+        raise _refused("host", f"must be {own}, which this worker serves, got {host}; send it to {host}'s own queue")
+    return host
+
+
 def number_of(value: object, name: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
