@@ -83,6 +83,7 @@ class Attempt:
         Waits for Redis, but no longer than the lease lasts: without it nothing is ended and nothing is started. Raises
         Withdrawn, LeaseLost.
         """
+        self.keep()
         self._as_long_as_held(self._wanted)
         self._must_last()
 

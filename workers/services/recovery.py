@@ -209,7 +209,8 @@ class Recovery:
         seen = self._look(replace(record, process=found, socket=running.socket if running else record.socket))
         reach(Point.LOOKED)
         if seen is None:
-            wait_ms = min(_LONGEST_BUSY_MS, _BUSY_MS << wake.tries)
+            # Never in step with the checks, which would be under way each time.
+            wait_ms = int(min(_LONGEST_BUSY_MS, _BUSY_MS << wake.tries) * (1 + self._jitter()))
             return self._come_again(record.vm_id, wait_ms, wake, "a check of this vm is under way")
         if found is not None and _serves(record, found, seen):
             return self._keep(stored, running, found, snapshot)
@@ -415,7 +416,7 @@ class Recovery:
 
 def _needs_no_slot(result: Result) -> bool:
     """Whether the slot that was kept for this VM would stay unused for longer than a moment."""
-    return isinstance(result, Ignored | ForHost) or (isinstance(result, RetryIn) and result.wait_ms > _LONGEST_BUSY_MS)
+    return isinstance(result, Ignored | ForHost) or (isinstance(result, RetryIn) and result.wait_ms > 2 * _LONGEST_BUSY_MS)
 
 
 def _what_is_next(after: VmRecord, wake: WakeUp, why: str, now_ms: int) -> Result:
