@@ -416,7 +416,8 @@ class Recovery:
 
 def _needs_no_slot(result: Result) -> bool:
     """Whether the slot that was kept for this VM would stay unused for longer than a moment."""
-    return isinstance(result, Ignored | ForHost) or (isinstance(result, RetryIn) and result.wait_ms > 2 * _LONGEST_BUSY_MS)
+    comes_late = isinstance(result, RetryIn) and result.wait_ms > 2 * _LONGEST_BUSY_MS
+    return comes_late or isinstance(result, Ignored | ForHost)
 
 
 def _what_is_next(after: VmRecord, wake: WakeUp, why: str, now_ms: int) -> Result:
