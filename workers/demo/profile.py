@@ -19,6 +19,9 @@ SHORT: Mapping[str, str] = {
     "recovery.detection_interval": "2s",
     "recovery.stable_period": "1s",
     "recovery.stop_grace": "500ms",
+    # As long as nothing is recovered after Redis was restarted.
+    "recovery.lease": "3s",
+    "recovery.call_timeout": "1s",
     "reconcile_interval": "5s",
     "beat.max_interval": "100ms",
 }

@@ -440,6 +440,8 @@ class MemoryVmStore:
             return f"breaker {scope} is {self._breaker(scope).state.replace('_', '-')}"
         if self._quarantine(act) > 0:
             return "redis was started again, leases may have been lost"
+        if place.startswith("host:") and not self._is_served(place.removeprefix("host:")):
+            return "nothing is recovered on its host now: no worker serves it, or it is halted"
         guard = ", storm guard" if place in self._data.storms else ""
         return f"no free recovery slot of the {place.partition(':')[0]} ({self._cap(place)}{guard})"
 

@@ -146,6 +146,7 @@ local function why_waits(id, place)
   local scope = string.match(place, '^breaker:(.+)$')
   if scope then return 'breaker ' .. scope .. ' is ' .. string.gsub(breaker_at(scope).state, '_', '-') end
   if quarantine() > 0 then return 'redis was started again, leases may have been lost' end
+  if host and not is_served(host) then return 'nothing is recovered on its host now: no worker serves it, or it is halted' end
   local guard = storm_at(place) and ', storm guard' or ''
   return string.format('no free recovery slot of the %s (%d%s)', host and 'host' or 'fleet', cap(place), guard)
 end
