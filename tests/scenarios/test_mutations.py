@@ -93,6 +93,16 @@ MUTANTS = {
         "invariant 4",
         (Edit(ATTEMPT, "        if self.left_s <= 0:\n            raise self._lost()\n", "        return\n"),),
     ),
+    "the store takes what is written with a lease that is gone": Mutant(
+        "invariant 7",
+        (
+            Edit(
+                STORE,
+                "if held is not None and (row is None or holder != held.owner or row.token != held.token):",
+                "if False:",
+            ),
+        ),
+    ),
     "the store gives out a lease that somebody holds": Mutant(
         "invariant 4", (Edit(STORE, "if holder not in (None, change.take.owner):", "if False:"),)
     ),

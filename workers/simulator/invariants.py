@@ -187,7 +187,9 @@ class Invariants:
             self._complain(5, f"{running.count(host)} recoveries on {host} at once")
 
     def written(self, change: Change, before: VmRecord | None) -> None:
-        after = change.after
+        after, held, grant = change.after, change.held_by, self.grants.get(change.vm_id)
+        if held is not None and (grant is None or (grant.owner, grant.generation) != (held.owner, held.token)):
+            self._complain(7, f"{held.owner} writes {change.vm_id} with a lease that it does not hold")
         if after is None or before is None:
             return
         if after.state is not before.state and not any(
