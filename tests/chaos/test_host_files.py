@@ -3,7 +3,6 @@
 import resource
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.support.chaos import Arena, arena, fds_of
+from tests.support.chaos import Arena, arena, die, fds_of, sweeps_pass
 from tests.support.cluster import kill
-from workers.domain.vm import State, VmRecord
+from workers.domain.vm import State
 from workers.embedded import EmbeddedServer
 
 # Starts fail while the folder is full: more attempts than usual, and no long waits, so that its end is seen in time.
@@ -42,10 +41,6 @@ def on_a_small_disk(tmp_path: Path, fresh_server: EmbeddedServer) -> Iterator[Ar
         subprocess.run(["umount", "--lazy", str(state)], check=True)
 
 
-def die(record: VmRecord) -> None:
-    kill(record, signal.SIGKILL)
-
-
 def test_a_worker_without_free_descriptors_judges_nobody(here: Arena) -> None:
     site = here.site
     worker = site.start_successor()
@@ -53,7 +48,7 @@ def test_a_worker_without_free_descriptors_judges_nobody(here: Arena) -> None:
     limits = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (fds_of(worker.pid).total(), limits[1]))
     here.injure("fd-1", die)
-    time.sleep(3)  # several checks, and long enough for what must not happen
+    sweeps_pass(worker, 3)
     assert all(site.record(vm_id).process == before[vm_id].process for vm_id in before if vm_id != "fd-1")
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, limits)
     here.account("no free file descriptors", worker=worker)
@@ -97,7 +92,7 @@ def test_a_read_only_state_folder_stops_starts_and_nothing_else(on_a_small_disk:
     with read_only(site.state_dir):
         on_a_small_disk.injure("ro-1", die)
         worker.wait_for_log("Read-only file system", timeout_s=20)
-        time.sleep(1)
+        sweeps_pass(worker)
         assert site.live("ro-2") == [before["ro-2"].process.pid]  # type: ignore[union-attr] # it is healthy
     on_a_small_disk.account("state folder read-only", worker=worker)
 
@@ -109,7 +104,7 @@ def test_all_sockets_of_a_host_gone_at_once_are_a_fault_of_the_folder_and_no_vm_
     for record in before.values():
         site.socket(record).unlink()
     worker.wait_for_log("8 of 8 sockets missing at once", timeout_s=20, times=8)
-    time.sleep(2)  # several checks
+    sweeps_pass(worker, 3)
     assert {vm_id: site.record(vm_id).process for vm_id in before} == {
         vm_id: record.process for vm_id, record in before.items()
     }

@@ -14,7 +14,7 @@ import pytest
 
 from tests.benchmarks.stage import vmm_binary
 from tests.conftest import require
-from tests.support.chaos import Arena, arena
+from tests.support.chaos import Arena, arena, die
 from tests.support.cluster import kill, send_by_name
 from tests.support.processes import wait_until
 from workers.domain.vm import State, VmRecord
@@ -30,10 +30,6 @@ def here(tmp_path: Path, fresh_server: EmbeddedServer) -> Iterator[Arena]:
     with arena(tmp_path, fresh_server) as made:
         made.site.start_beat()
         yield made
-
-
-def die(record: VmRecord) -> None:
-    kill(record, signal.SIGKILL)
 
 
 def pid_of(record: VmRecord) -> int:

@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import redis
 
-from tests.support.chaos import Arena, arena
+from tests.support.chaos import Arena, arena, die, sweeps_pass
 from tests.support.cli import execute
 from tests.support.cluster import kill
 from tests.support.link import Link, link_to
 from tests.support.processes import RunningProcess, wait_until
 from tests.support.servers import start_server
 from workers.domain.audit import EventKind
-from workers.domain.vm import State, VmRecord
+from workers.domain.vm import State
 from workers.embedded import EmbeddedServer
 from workers.messages import NoWakeups
 
@@ -36,12 +37,15 @@ def here(tmp_path: Path, server: EmbeddedServer) -> Iterator[Arena]:
         yield made
 
 
-def die(record: VmRecord) -> None:
-    kill(record, signal.SIGKILL)
-
-
 def aof(server: EmbeddedServer) -> Path:
     return server.directory / "appendonlydir"
+
+
+def is_on_disk(server: EmbeddedServer) -> None:
+    """The append-only file is written once a second."""
+    client = redis.Redis.from_url(server.url(0))
+    client.execute_command("WAITAOF", 1, 0, 5000)  # type: ignore[no-untyped-call] # redis
+    client.close()
 
 
 def forget(here: Arena, vm_id: str) -> None:
@@ -75,7 +79,7 @@ def is_calm(worker: RunningProcess) -> None:
 def test_a_server_that_is_killed_and_comes_back_with_its_data(here: Arena, server: EmbeddedServer) -> None:
     worker = here.site.start_successor()
     before = here.site.run_vms("kill-1", "kill-2", "kill-3")
-    time.sleep(1.2)  # the append-only file is written once a second
+    is_on_disk(server)
     server.kill()
     worker.wait_for_log("redis is away")
     here.hurt_unseen(before["kill-1"], die)
@@ -113,13 +117,13 @@ def test_a_server_that_comes_back_without_its_data_freezes_the_host_until_someon
     server.start()
 
     assert "epoch" in wait_frozen(here)
-    time.sleep(2)  # long enough for what must not happen
+    sweeps_pass(worker)
     assert site.live("wipe-1") == [before["wipe-1"].process.pid]  # type: ignore[union-attr] # it is healthy
     assert site.live("wipe-2") == []
     rebuilt = execute(site, "state", "rebuild")
     assert rebuilt.status == 0, rebuilt.err
     assert sorted(site.fleet.store.ids()) == ["wipe-1", "wipe-2"], "what was forgotten does not rise again"
-    time.sleep(1)
+    sweeps_pass(worker)
     assert site.live("wipe-2") == [], "nothing is started before it is confirmed"
     confirm(here)
 
@@ -134,7 +138,7 @@ def test_a_server_that_comes_back_with_older_data_freezes_the_host_and_nothing_i
     site = here.site
     worker = site.start_successor()
     before = site.run_vms("old-1", "old-2", "old-3")
-    time.sleep(1.2)  # the append-only file is written once a second
+    is_on_disk(server)
     backup = server.directory / "backup"
     shutil.copytree(aof(server), backup)
     here.injure("old-1", die)
@@ -152,7 +156,7 @@ def test_a_server_that_comes_back_with_older_data_freezes_the_host_and_nothing_i
     here.hurt_unseen(before["old-2"], die)
     # So is that of the VM which was forgotten later than these data know: it must not rise again.
     here.hurt_unseen(before["old-3"], lambda _: None)
-    time.sleep(1)
+    sweeps_pass(worker)
     assert site.live("old-2") == []
     confirm(here)
 

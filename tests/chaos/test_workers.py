@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,12 +10,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.chaos import Arena, arena, ask
+from tests.support.chaos import Arena, arena, ask, die, sweeps_pass
 from tests.support.cluster import kill
 from tests.support.processes import wait_until
 from workers.crashpoints import Point
 from workers.domain.audit import EventKind
-from workers.domain.vm import State, VmRecord
+from workers.domain.vm import State
 from workers.embedded import EmbeddedServer
 from workers.host.identity import read_stat
 
@@ -25,10 +24,6 @@ from workers.host.identity import read_stat
 def here(tmp_path: Path, fresh_server: EmbeddedServer) -> Iterator[Arena]:
     with arena(tmp_path, fresh_server) as made:
         yield made
-
-
-def die(record: VmRecord) -> None:
-    kill(record, signal.SIGKILL)
 
 
 def is_back(here: Arena, vm_id: str) -> bool:
@@ -167,7 +162,7 @@ def test_the_kill_switch_stops_everything_and_its_end_sets_it_going_again(here: 
     here.injure("pause-1", die)
     here.injure("pause-2", lambda record: kill(record, signal.SIGSTOP))
     wait_until(lambda: site.record("pause-2").state in (State.UNHEALTHY, State.ORPHANED), what="both to be known")
-    time.sleep(1.0)  # long enough for what must not happen
+    sweeps_pass(worker)
     assert site.live("pause-1") == []
     assert site.live("pause-2") == [before["pause-2"].process.pid]  # type: ignore[union-attr] # it is healthy
     assert not [e for e in site.events() if e.event.kind is EventKind.ATTEMPT_STARTED and e.event.attempt != 1]

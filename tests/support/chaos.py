@@ -7,13 +7,14 @@ operator would. It injects nothing itself.
 import json
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.cluster import Cluster, cluster
+from tests.support.cluster import Cluster, cluster, kill
 from tests.support.hosts import holders
 from tests.support.processes import RunningProcess, wait_until
 from workers.bootstrap import drivers
@@ -218,6 +219,16 @@ def losses_in(events: list[Seen]) -> Iterator[tuple[str, str]]:
             yield event.vm_id, _END_OF[event.after]
     for vm_id in lost:
         yield vm_id, "open"
+
+
+def die(record: VmRecord) -> None:
+    kill(record, signal.SIGKILL)
+
+
+def sweeps_pass(worker: RunningProcess, number: int = 2) -> None:
+    """Wait so long that whatever could be done about a lost VM has had its chance."""
+    said = 'event="orphan detection"'
+    worker.wait_for_log(said, timeout_s=20, times=worker.log().count(said) + number)
 
 
 def ask(crash_file: Path, what: str) -> None:
