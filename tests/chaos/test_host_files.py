@@ -15,13 +15,13 @@ from tests.support.cluster import kill
 from workers.domain.vm import State
 from workers.embedded import EmbeddedServer
 
-# Starts fail while the folder is full: more attempts than usual, and no long waits, so that its end is seen in time.
+# Starts fail as long as the host does: more attempts than usual, and no long waits, so that its end is seen in time.
 _PATIENT = {"RECOVERY__MAX_RETRIES": "50", "RECOVERY__MAX_RETRY_INTERVAL": "500ms"}
 
 
 @pytest.fixture
 def here(tmp_path: Path, fresh_server: EmbeddedServer) -> Iterator[Arena]:
-    with arena(tmp_path, fresh_server) as made:
+    with arena(tmp_path, fresh_server, **_PATIENT) as made:
         made.site.start_beat()
         yield made
 
