@@ -85,8 +85,10 @@ class HealthChecks:
         return report
 
     def _doubt_ourselves(self, group: dict[str, Observation]) -> dict[str, Observation]:
-        trouble, sockets = self._trouble(), self._sockets()
-        return doubt_the_monitor(group, trouble, sockets, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
+        # A look at each VM of the host: only where one of these has lost its socket.
+        is_cut_off = any(look.evidence is Evidence.SOCKET_MISSING for look in group.values())
+        sockets = self._sockets() if is_cut_off else Sockets(0, 0)
+        return doubt_the_monitor(group, self._trouble(), sockets, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
 
     def processes_ended(self, ended: Mapping[str, tuple[Incarnation, str | None]]) -> None:
         """The kernel told that these incarnations ended, with their cause if it is known. Raises StoreUnavailable."""
