@@ -34,8 +34,8 @@ SHORT = {
     "HEALTH_CHECK__FAILING_INTERVAL": "100ms",
 }
 _SETTLED_S = 60.0
-# Beside a pidfd per VM: connections that pools keep, and probes under way.
-_SPARE_FDS = 24
+# Beside a pidfd per VM: connections that pools keep, and probes under way. A worker at rest has some 30.
+_SPARE_FDS = 96
 _KNOWN_KEY = re.compile(
     r"rel:(vm:[a-z0-9-]+|vms|in:[a-z]+|of:[a-z0-9-]+|forgotten|due|slots:.+|line:.+|storm:.+|losses:[a-z]+:.+|"
     r"breaker:.+|breakers|server|epoch|epochs|halted|counts|budget:[a-z0-9-]+|events|host:[a-z0-9-]+|hosts|"
@@ -189,10 +189,7 @@ class Arena:
 
     def _fds_fit(self, pid: int) -> bool:
         fds = fds_of(pid)
-        return fds["pidfd"] == len(holders(self.site.locks)) and fds.total() <= fds["pidfd"] + self._spare(fds)
-
-    def _spare(self, fds: Counter[str]) -> int:
-        return _SPARE_FDS + fds["redis"]
+        return fds["pidfd"] == len(holders(self.site.locks)) and fds.total() <= fds["pidfd"] + _SPARE_FDS
 
 
 def _should_run(record: VmRecord) -> bool:
@@ -246,8 +243,7 @@ def fds_of(pid: int) -> Counter[str]:
             target = os.readlink(entry)
         except OSError:
             continue
-        kind = "pidfd" if "pidfd" in target else "redis" if target.startswith("socket:") else target.partition(":")[0]
-        kinds[kind] += 1
+        kinds["pidfd" if "pidfd" in target else target.partition(":")[0]] += 1
     return kinds
 
 
