@@ -15,6 +15,8 @@ from workers.specs import matching
 _PREFIX = re.compile(r"[a-z0-9-]{1,16}")
 _PROGRAM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
 _ADDRESS = re.compile(r"[A-Za-z0-9:._-]{1,253}")
+# Below it, each signal has its own path; passwords go by OTEL_EXPORTER_OTLP_HEADERS.
+_COLLECTOR_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,260}(/[A-Za-z0-9._/-]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _EXIT_CAUSE = re.compile(r"(exit|signal) [0-9]{1,3}")
 _BASIC_AUTH = re.compile(r"[^:\s,]+:[^\s,]+")
@@ -78,6 +80,9 @@ def _check_basic_auth(value: SecretStr) -> SecretStr:
 
 StoreUrl = Annotated[RedisUrl, AfterValidator(checked(STORE_SCHEMES))]
 BrokerUrl = Annotated[RedisUrl, AfterValidator(checked(BROKER_SCHEMES))]
+CollectorUrl = Annotated[
+    str, matching(_COLLECTOR_URL, 'must be like "http://collector:4318", without a password or a query')
+]
 Prefix = Annotated[str, matching(_PREFIX, "must be 1 to 16 of a-z, 0-9 and -")]
 Address = Annotated[str, matching(_ADDRESS, "must be an IP address or a host name")]
 BasicAuth = Annotated[SecretStr, AfterValidator(_check_basic_auth)]

@@ -32,6 +32,7 @@ from workers.setting_types import (
     Address,
     BasicAuth,
     BrokerUrl,
+    CollectorUrl,
     Environment,
     Exits,
     Folder,
@@ -167,6 +168,22 @@ class Log(_Section):
     format: Annotated[Literal["auto", "logfmt", "json", "console"], Lowered] = "auto"
 
 
+class Telemetry(_Section):
+    """What each worker and beat serves over HTTP, and where metrics and traces are pushed to.
+
+    Port 0: any free one. Without `otlp_endpoint` the usual OTEL_... variables decide whether anything is pushed.
+    """
+
+    endpoints: bool = True
+    address: Address = "127.0.0.1"
+    worker_port: Annotated[Whole, Field(ge=0, le=65535)] = 9808
+    beat_port: Annotated[Whole, Field(ge=0, le=65535)] = 9809
+    per_vm: bool = False
+    otlp_endpoint: CollectorUrl | None = None
+    # How long something that should go on may stand still before /healthz turns red.
+    stalled_after: Annotated[Duration, between("1s", "1h")] = timedelta(seconds=30)
+
+
 class Flower(_Section):
     address: Address = "127.0.0.1"
     port: Annotated[Whole, Field(ge=1, le=65535)] = 5555
@@ -214,6 +231,7 @@ class Settings(_Section):
     beat: Beat = Beat()
     events: Events = Events()
     log: Log = Log()
+    telemetry: Telemetry = Telemetry()
     flower: Flower = Flower()
     drivers: Drivers = Drivers()
 
@@ -266,6 +284,8 @@ _ORDERS = (
     _Order("recovery.per_host", "worker.concurrency", "some threads must stay free for checks", may_equal=False),
     _Order("breaker.cooldown", "breaker.max_cooldown", "the first cool-down is the shortest"),
     _Order("breaker.probes", "recovery.per_fleet", "a probe needs a slot"),
+    _Order("broker.polling_interval", "telemetry.stalled_after", "a consumer that waits for work is not stalled"),
+    _Order("beat.max_interval", "telemetry.stalled_after", "a beat that waits for its time is not stalled"),
 )
 
 
