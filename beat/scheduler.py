@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 
 from workers import queues
 from workers.bootstrap import fleet_schedule
+from workers.bootstrap_host import beat_monitor
 from workers.domain.errors import StoreUnavailable
 from workers.ports import DueChecks
 from workers.settings import Settings
@@ -30,6 +31,7 @@ class FleetScheduler(Scheduler):  # type: ignore[misc] # Celery is untyped
         self._fleet: Any = None
         self._away_since: float | None = None
         self._told_at = 0.0
+        self._monitor: Any = None
         super().__init__(*args, **kwargs)
 
     def setup_schedule(self) -> None:
@@ -42,19 +44,37 @@ class FleetScheduler(Scheduler):  # type: ignore[misc] # Celery is untyped
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send what is due; return the seconds until the next look."""
+        monitor = self._shown()
+        monitor.ticked()
         patience = min(float(super().tick(*args, **kwargs)), self._settings.beat.max_interval.total_seconds())
         if not self._settings.enabled:
             return patience
         limit = self._settings.beat.claim_limit
         try:
             due = self._fleet.claim(limit)
+            monitor.claimed(due)
             self._publish(due)
         except (StoreUnavailable, OperationalError) as error:
+            monitor.could_not_claim(str(error))
             return self._away(error)
         self._back()
         if sum(len(ids) for _, ids in due.checks) + len(due.sweeps) >= limit:
             return 0.0
         return patience if due.next_in_ms is None else min(patience, due.next_in_ms / 1000)
+
+    def _shown(self) -> Any:
+        """What this beat shows of itself begins with its first tick: Celery makes schedulers also for other ends."""
+        if self._monitor is None:
+            self._monitor = beat_monitor(self._settings)
+            self._monitor.start()
+        return self._monitor
+
+    def close(self) -> None:
+        """Celery calls it twice."""
+        super().close()
+        if self._monitor is not None:
+            self._monitor.stop()
+            self._monitor = None
 
     def _publish(self, due: DueChecks) -> None:
         """A message that is lost here costs one interval: the next time stands in Redis already."""

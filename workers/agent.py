@@ -14,10 +14,11 @@ from typing import Any
 import structlog
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.signals import task_postrun, task_prerun
 from celery.worker import state as worker_state
 
 from workers.domain.errors import StoreUnavailable
-from workers.messages import CeleryWakeups, NoWakeups
+from workers.telemetry.vitals import BROKER, HEARTBEAT, HOST_LEASE, MAIN_LOOP, REDIS, VITALS
 
 _log = structlog.get_logger(component="worker")
 
@@ -28,6 +29,7 @@ _SWITCH_INTERVAL_S = 0.0005
 _M_ARENA_MAX, _ARENAS = -8, 1
 _SAY_AGAIN_S = 60.0
 _POLL_S = 0.2
+_LOOP_PULSE_S = 1.0
 # Between two tries to reach Redis.
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.25, 4.0
 _OTHER_TAKES_OVER = 70  # exit status: another worker serves this host (EX_SOFTWARE of sysexits.h)
@@ -72,14 +74,16 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
 
     def start(self, parent: Any) -> None:
         # Wired only where a worker really starts: the app is also imported by beat, Flower and the command line.
-        from workers.bootstrap import start_host_runtime  # noqa: PLC0415
+        from workers.bootstrap_host import start_host_runtime  # noqa: PLC0415
 
         settings = parent.app.conf.settings
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         _share_one_heap()
         _raise_fd_limit()
-        wakeups = CeleryWakeups(parent.app) if settings.enabled else NoWakeups()
-        self._runtime = start_host_runtime(settings, wakeups)
+        self._runtime = start_host_runtime(settings, parent.app)
+        VITALS.trouble(BROKER, "not asked for messages yet")
+        _watch_tasks(settings.visibility_timeout.total_seconds())
+        self._runtime.monitor.monitor.start()
         self._take_host()
         self._runtime.watcher.start()
         self._runtime.active = True
@@ -97,9 +101,12 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
                     self._runtime.tend()
             except StoreUnavailable as error:
                 why = str(error)
+            VITALS.pulse(MAIN_LOOP)
             if not why:
+                VITALS.well(HOST_LEASE)
                 _log.info("this worker serves the host", host=self._runtime.host)
                 return
+            VITALS.trouble(HOST_LEASE, why)
             if why != told[0] or time.monotonic() - told[1] > _SAY_AGAIN_S:
                 _log.warning("passive: waiting for the host's lease", host=self._runtime.host, why=why)
                 told = (why, time.monotonic())
@@ -110,8 +117,10 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         outage = Outage()
         is_watching = False
         while not self._stopping.is_set():
+            VITALS.pulse(HEARTBEAT)
             try:
                 self._heartbeat()
+                VITALS.well(REDIS)
                 if outage.ends():
                     self._runtime.redis_is_back()
                     is_watching = False
@@ -119,6 +128,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
                     self._catch_up()
                     is_watching = True
             except StoreUnavailable as error:
+                VITALS.trouble(REDIS, str(error))
                 outage.goes_on(str(error))
             except Exception:  # noqa: BLE001 - a dead heartbeat would cost the host its worker
                 _log.exception("host agent: this round failed, the next one tries again")
@@ -145,10 +155,15 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
     def stop(self, parent: Any) -> None:
         del parent
         self._stopping.set()
-        if self._runtime is None or self._thread is None:
+        if self._runtime is None:
             return
         self._runtime.active = False
-        self._thread.join(timeout=5)
+        if self._thread is not None:
+            self._leave(self._thread)
+        self._runtime.monitor.monitor.stop()
+
+    def _leave(self, thread: threading.Thread) -> None:
+        thread.join(timeout=5)
         self._runtime.watcher.stop()
         try:
             self._runtime.lease.release()
@@ -156,6 +171,33 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
             _log.info("the host's lease runs out by itself: redis is away")
 
     terminate = stop
+
+
+class LoopPulse(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is untyped
+    """Part of the consumer: shows that the main loop turns. While there is no connection, the tries for one show it."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        parent.timer.call_repeatedly(_LOOP_PULSE_S, VITALS.pulse, (MAIN_LOOP,))
+
+    def stop(self, parent: Any) -> None:
+        """What follows is the end of this worker, or the next try to connect."""
+        del parent
+        VITALS.over(MAIN_LOOP)
+
+
+def _watch_tasks(longest_s: float) -> None:
+    """A task that runs for so long comes a second time; it will not end by itself either."""
+
+    def began(task_id: str, task: Any, **_: Any) -> None:
+        VITALS.begin(task_id, f"task {task.name}", longest_s)
+
+    def ended(task_id: str, **_: Any) -> None:
+        VITALS.end(task_id)
+
+    task_prerun.connect(began, weak=False, dispatch_uid="vitals-begin")
+    task_postrun.connect(ended, weak=False, dispatch_uid="vitals-end")
 
 
 def _refuse_forking_pool(parent: Any) -> None:

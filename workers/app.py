@@ -1,6 +1,7 @@
 """The Celery app, made from the settings; every option that keeps work from being lost or doubled has its reason."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,21 @@ from celery import Celery
 from celery.signals import setup_logging
 
 from workers import queues
-from workers.agent import HostAgent
+from workers.agent import HostAgent, LoopPulse
 from workers.broker import CarefulTask, PromptAmqp, install_guard
+from workers.publishing import TracedCelery
 from workers.settings import Settings, load
-from workers.telemetry.logging import configure_logging
+from workers.telemetry.logging import bind_tasks, configure_logging
+from workers.telemetry.redaction import header_values, passwords_in
 
 # kombu uses the same numbers to reconnect for a publish: more would make every hand-over wait for a dead broker.
 _PUBLISH_RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
+_HEADER_VARIABLES = [f"OTEL_EXPORTER_OTLP_{signal}HEADERS" for signal in ("", "TRACES_", "METRICS_", "LOGS_")]
 
 
 def make_app(settings: Settings) -> Celery:
     install_guard()
-    app = Celery(
+    app = TracedCelery(
         "workers",
         broker=settings.broker.url.get_secret_value(),
         include=_TASK_MODULES,
@@ -28,6 +32,7 @@ def make_app(settings: Settings) -> Celery:
     )
     app.conf.update(_transport(settings) | _delivery(settings) | _worker(settings))
     app.steps["worker"].add(HostAgent)
+    app.steps["consumer"].add(LoopPulse)
     return app
 
 
@@ -111,7 +116,25 @@ def _worker(settings: Settings) -> dict[str, Any]:
 
 @setup_logging.connect  # type: ignore[untyped-decorator] # celery.signals is untyped
 def _log_our_way(**_: Any) -> None:
-    configure_logging(SETTINGS.log.level, SETTINGS.log.format)
+    start_logging()
+
+
+def start_logging() -> None:
+    """Log as the settings say, for a program that runs on; every line names this host, unless it is about another."""
+    log, secrets = SETTINGS.log, _secrets(SETTINGS, os.environ)
+    configure_logging(log.level, log.format, secrets=secrets, static={"host": SETTINGS.host})
+    bind_tasks()
+
+
+def _secrets(settings: Settings, environ: Mapping[str, str]) -> set[str]:
+    """Collect what may stand in no log line."""
+    found = {value for name in _HEADER_VARIABLES for value in header_values(environ.get(name, ""))}
+    for url in (settings.redis.url, settings.broker.url):
+        found |= passwords_in(url.get_secret_value())
+    if settings.flower.basic_auth is not None:
+        login = settings.flower.basic_auth.get_secret_value()
+        found |= {login, login.partition(":")[2]}
+    return found
 
 
 SETTINGS = load(os.environ, Path.cwd()).settings

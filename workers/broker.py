@@ -20,6 +20,8 @@ from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from workers.telemetry.vitals import BROKER, CONSUMER, MAIN_LOOP, VITALS
+
 _log = structlog.get_logger(component="broker")
 
 
@@ -30,7 +32,14 @@ class GuardedChannel(kombu_redis.Channel):
         parameters: dict[str, Any] = super()._connparams(asynchronous=asynchronous)  # type: ignore[no-untyped-call] # kombu
         return parameters
 
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        super()._brpop_start(timeout)  # type: ignore[no-untyped-call] # kombu
+        waits_s = float(self.brpop_timeout if timeout is None else timeout)
+        VITALS.begin(CONSUMER, CONSUMER, waits_s + VITALS.patience_s)
+        VITALS.well(BROKER)
+
     def _brpop_read(self, **options: Any) -> Any:
+        VITALS.end(CONSUMER)
         try:
             return super()._brpop_read(**options)  # type: ignore[no-untyped-call] # kombu
         except ValueError as error:
@@ -80,7 +89,15 @@ class PromptConnection(Connection):
 
     def ensure_connection(self, errback: Any = None, max_retries: int | None = None, **options: Any) -> Connection:
         waits = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 3}
-        super().ensure_connection(errback, max_retries, **(waits | options))  # type: ignore[no-untyped-call] # kombu
+
+        def not_connected(error: Exception, interval: float) -> None:
+            VITALS.trouble(BROKER, f"not connected: {error}")
+            VITALS.end(CONSUMER)
+            if errback is not None:
+                VITALS.pulse(MAIN_LOOP)  # this is what it does now
+                errback(error, interval)
+
+        super().ensure_connection(not_connected, max_retries, **(waits | options))  # type: ignore[no-untyped-call] # kombu
         return self
 
 

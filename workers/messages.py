@@ -1,5 +1,6 @@
 """The Wakeups port on Celery. What cannot be sent is left to the sweeps, which find its cause in the record."""
 
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -13,8 +14,10 @@ _log = structlog.get_logger(component="messages")
 
 
 class CeleryWakeups:
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    """`unsent` is told of each message that the broker did not take."""
+
+    def __init__(self, app: Celery, *, unsent: Callable[[], None] = lambda: None) -> None:
+        self._app, self._unsent = app, unsent
 
     def recover(
         self, vm_id: str, host: str, *, episode: str | None = None, attempt: int | None = None, delay_ms: int = 0
@@ -31,6 +34,7 @@ class CeleryWakeups:
         try:
             self._app.send_task(task, args=[vm_id], kwargs=arguments, queue=queues.recovery(host), countdown=countdown)
         except (OperationalError, KombuError, RedisError, OSError) as error:
+            self._unsent()
             _log.warning("message not sent, the next sweep finds the vm", vm_id=vm_id, task=task, error=str(error))
 
 

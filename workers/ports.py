@@ -1,9 +1,10 @@
 """What the services need from the outside, as small Protocols named by the need; store, vmm and host implement them."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from workers.domain.audit import Event
 from workers.domain.breaker import BreakerPolicy, Call, Result
@@ -240,12 +241,16 @@ class Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DueChecks:
-    """What one claim handed to this beat: (host, VM ids) per message, and the sweeps that are due as (kind, host)."""
+    """What one claim handed to this beat: (host, VM ids) per message, and the sweeps that are due as (kind, host).
+
+    `late_ms`: for how long the first of them had been due.
+    """
 
     now_ms: int
     checks: Sequence[tuple[str, Sequence[str]]]
     sweeps: Sequence[tuple[str, str]]
     next_in_ms: int | None
+    late_ms: int = 0
 
 
 class Schedule(Protocol):
@@ -270,19 +275,58 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
 
+class Work(StrEnum):
+    """What takes time and is told as a whole: the names of spans."""
+
+    HEALTH_CHECK = "vm_health_check"
+    DEATHS = "vm_deaths"
+    DETECT_ORPHANS = "detect_orphans"
+    RECONCILE = "reconcile"
+    ATTEMPT = "recovery_attempt"
+    FENCE = "fence"
+    START = "start"
+    VERIFY = "verify"
+    COMMIT = "commit"
+
+
+class Ignorance(StrEnum):
+    """Why a message changed nothing."""
+
+    STALE = "stale"
+    EARLY = "early"
+    IN_FLIGHT = "in_flight"
+    UNKNOWN_VM = "unknown_vm"
+    UNREADABLE = "unreadable"
+    CONTENDED = "contended"
+    LEFT_TO_SWEEPS = "left_to_sweeps"
+    PAUSED = "paused"
+    FROZEN = "frozen"
+    LEASE_LOST = "lease_lost"
+    STORE_AWAY = "store_away"
+    NOT_STOPPED = "not_stopped"
+
+
 class Telemetry(Protocol):
-    """Where decisions become log lines and numbers. Never raises, never waits."""
+    """Where decisions become log lines, numbers and spans. Never raises, never waits."""
 
-    def decided(self, events: Sequence[Event]) -> None:
-        """These events were written to the audit."""
+    def decided(self, events: Sequence[Event], record: VmRecord | None = None) -> None:
+        """These events were written to the audit, with `record` as it was written by the same change."""
         ...
 
-    def looked(self, record: VmRecord, seen: Observation) -> None:
-        """One VM was checked."""
+    def looked(self, found: Mapping[str, Stored], looks: Mapping[str, Observation], now_ms: int) -> None:
+        """These VMs were looked at, whose records were read before, at server time `now_ms`."""
         ...
 
-    def ignored(self, vm_id: str, why: str) -> None:
-        """A message changed nothing: late, doubled, or for another host."""
+    def ignored(self, vm_id: str, why: str, cause: Ignorance) -> None:
+        """A message, or a record, changed nothing."""
+        ...
+
+    def checks_came(self, age_ms: int) -> None:
+        """A message that asks for checks arrived, so long after it was sent."""
+        ...
+
+    def span(self, work: Work, record: VmRecord | None = None) -> AbstractContextManager[None]:
+        """What happens inside is one piece of work, for the VM of `record` where it is for one."""
         ...
 
 
@@ -306,6 +350,14 @@ class StrayFound:
     running: Running
     decision: StrayPolicy
     why: str
+
+
+class Ended(NamedTuple):
+    """An incarnation that ended, with its cause where that is known, and how long ago the kernel told."""
+
+    process: Incarnation
+    cause: str | None = None
+    age_ms: float = 0.0
 
 
 class Prober(Protocol):

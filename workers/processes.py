@@ -18,10 +18,9 @@ from celery.apps.beat import Beat
 from celery.apps.worker import Worker
 from celery.platforms import SecurityWarning
 
-from workers.app import SETTINGS, app
+from workers.app import SETTINGS, app, start_logging
 from workers.host.rundir import HostFiles
 from workers.settings import Flower, Settings, SettingsError
-from workers.telemetry.logging import configure_logging
 
 _log = structlog.get_logger()
 
@@ -95,7 +94,7 @@ def run_beat() -> int:
 
 def run_flower(*, address: str | None = None, port: int | None = None) -> int:
     """Run Flower until it is asked to end; returns the exit status. Raises SettingsError."""
-    configure_logging(SETTINGS.log.level, SETTINGS.log.format)
+    start_logging()
     flower = SETTINGS.flower
     address, port = address or flower.address, port or flower.port
     _hand_over_password(flower)

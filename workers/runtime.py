@@ -13,16 +13,17 @@ from workers.host.identity import look_at
 from workers.host.rundir import HostFiles
 from workers.host.trouble import Trouble
 from workers.host.watcher import Death, Watcher
-from workers.ports import VmStore
+from workers.ports import Ended, VmStore
 from workers.services.health import chunks
 from workers.services.host_services import HostServices
 from workers.services.recovery import Ignored, Result
 from workers.store.hosts import HostRegistry, HostWorker
+from workers.store.survey import Surveys
+from workers.telemetry.worker_monitor import CLOCK_OFF_S, WorkerMonitor
 
 _log = structlog.get_logger(component="worker")
 
 _CHUNK = 500
-_CLOCK_OFF_MS = 30_000
 _UNWATCHED = frozenset({State.STOPPED, State.FAILED})
 
 
@@ -64,7 +65,7 @@ class Deaths:
 
     def __init__(self, files: HostFiles) -> None:
         self._files = files
-        self.tell: Callable[[Mapping[str, tuple[Incarnation, str | None]]], None] | None = None
+        self.tell: Callable[[Mapping[str, Ended]], None] | None = None
 
     def deliver(self, deaths: Sequence[Death]) -> Sequence[Death]:
         """Return the deaths that are still to be told."""
@@ -74,7 +75,7 @@ class Deaths:
         if self.tell is None:
             return deaths
         try:
-            self.tell({death.vm_id: (death.process, death.cause) for death in deaths})
+            self.tell({death.vm_id: _ended(death) for death in deaths})
         except StoreUnavailable:
             return deaths
         except Exception:  # noqa: BLE001 - the watcher must live on; the next check sees the same dead process
@@ -91,6 +92,10 @@ class Deaths:
             _log.warning("exit cause not kept", vm_id=vm_id, cause=cause, error=str(error))
 
 
+def _ended(death: Death) -> Ended:
+    return Ended(death.process, death.cause, (time.monotonic() - death.at) * 1000)
+
+
 class HostRuntime:
     """What the tasks of this host call. Raises StoreUnavailable where Redis does not answer."""
 
@@ -103,23 +108,28 @@ class HostRuntime:
         trouble: Trouble,
         watcher: Watcher,
         lease: HostLease,
+        surveys: Surveys,
+        monitor: WorkerMonitor,
     ) -> None:
-        self.host, self.lease, self.watcher = host, lease, watcher
-        self._services, self._store, self._trouble = services, store, trouble
+        self.host, self.lease, self.watcher, self.monitor = host, lease, watcher, monitor
+        self._services, self._store, self._trouble, self._surveys = services, store, trouble, surveys
         self.active = False
         self._clock_is_off = False
 
     def tend(self) -> None:
         """At each heartbeat."""
         self._services.tending.tend()
-        self._compare_clocks()
+        survey = self._surveys.host(self.host)
+        off_s = time.time() - survey.now_ms / 1000
+        self._judge_clock(off_s)
+        halt = self._services.tending.halted
+        self.monitor.surveyed(survey, halt=halt, watched=len(self.watcher), off_s=off_s)
 
-    def _compare_clocks(self) -> None:
+    def _judge_clock(self, off_s: float) -> None:
         """Nothing goes by this host's wall clock but log lines and Celery's countdowns: say once that it is off."""
-        off_ms = int(time.time() * 1000) - self._store.read(()).now_ms
-        is_off = abs(off_ms) > _CLOCK_OFF_MS
+        is_off = abs(off_s) > CLOCK_OFF_S
         if is_off and not self._clock_is_off:
-            _log.warning("the clock of this host is not that of redis: set it right", off_s=round(off_ms / 1000))
+            _log.warning("the clock of this host is not that of redis: set it right", off_s=round(off_s))
         self._clock_is_off = is_off
 
     def redis_is_back(self) -> None:
@@ -151,6 +161,7 @@ class HostRuntime:
 
     def detect_orphans(self) -> None:
         if self.active:
+            self.monitor.metrics.keep_only(lambda: self._store.ids(host=self.host))
             _log.debug("orphan detection", **_numbers(self._services.orphans.sweep()))
 
     def reconcile(self) -> None:

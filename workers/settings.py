@@ -343,7 +343,10 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 KEYS = tuple(_keys(Settings))
-_SECRET_KEYS = ("redis.url", "broker.url", "flower.basic_auth", *(key for key in KEYS if key.endswith(".environment")))
+_SECRET_MAX = 64 * 1024  # bytes: so large is no password, but a wrong file
+_IN_FILES = ("redis.url", "broker.url", "flower.basic_auth")  # may stand in a file that the environment names
+_FILE_KEYS = {f"{key}_file": key for key in _IN_FILES}
+_SECRET_KEYS = (*_IN_FILES, *(key for key in KEYS if key.endswith(".environment")))
 
 
 class SettingsError(ValueError):
@@ -421,11 +424,49 @@ def _from_profile(chosen: _Layer) -> _Layer:
 
 def _from_environment(environ: Mapping[str, str]) -> _Layer:
     layer: _Layer = {}
+    files: dict[str, Loc] = {}
     for name in sorted(environ):
         if name.startswith(ENV_PREFIX) and name not in _NO_SETTINGS:
             path = _env_path(name.removeprefix(ENV_PREFIX).split(_NESTED))
-            layer |= _flat(path, _decoded(environ[name]), f"env {name}")
-    return layer
+            if place(path) in _FILE_KEYS:
+                files[name] = tuple(_FILE_KEYS[place(path)].split("."))
+            else:
+                layer |= _flat(path, _decoded(environ[name]), f"env {name}")
+    return layer | _from_secret_files(files, layer, environ)
+
+
+def _from_secret_files(files: dict[str, Loc], layer: _Layer, environ: Mapping[str, str]) -> _Layer:
+    found: _Layer = {}
+    wrong: list[str] = []
+    for name, loc in files.items():
+        if loc in layer:
+            wrong.append(f"{place(loc)}: is set by {layer[loc].source} and by env {name}: unset one of them")
+            continue
+        try:
+            found[loc] = _Given(_secret_in(environ[name]), f"file {environ[name]} ({name})")
+        except OSError as error:
+            wrong.append(f"{place(loc)}: {environ[name]} cannot be read: {error.strerror} (from env {name})")
+        except ValueError as error:  # never quotes the content
+            wrong.append(f"{place(loc)}: {error} (from env {name})")
+    if wrong:
+        raise SettingsError(wrong)
+    return found
+
+
+def _secret_in(path: str) -> str:
+    """Read a file of one line, such as a credential of systemd or a secret of Docker."""
+    if not path.startswith("/"):  # not shown: it may be the secret itself
+        raise ValueError("must be in a file that is named by its absolute path")
+    with Path(path).open("rb") as file:
+        content = file.read(_SECRET_MAX + 1)
+    if len(content) > _SECRET_MAX:
+        raise ValueError(f"{path} is larger than {_SECRET_MAX // 1024} KiB")
+    text = content.decode(errors="replace").removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError(f"{path} is empty")
+    if not text.isprintable() or "\ufffd" in text:
+        raise ValueError(f"{path} must hold one line of text in UTF-8, and nothing else")
+    return text
 
 
 def _env_path(parts: list[str]) -> Loc:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from tests.benchmarks.measures import cpu_of, spread
 from tests.benchmarks.stage import HOST, Stage, stage
-from workers.bootstrap import Fleet, build_host_runtime
+from workers.bootstrap import Fleet
+from workers.bootstrap_host import build_host_runtime
 from workers.domain.vm import VmRecord
-from workers.messages import NoWakeups
 from workers.services.health import chunks
 
 _RUNS = 7
@@ -30,7 +30,7 @@ class Step:
 
 
 def steps(on: Stage) -> list[Step]:
-    runtime = build_host_runtime(on.settings(health_check__timeout="2s"), NoWakeups())
+    runtime = build_host_runtime(on.settings(health_check__timeout="2s"), None)
     checks = runtime._services.checks
     store, prober = Fleet(on.settings()).store, checks._prober
     records: dict[str, VmRecord] = {

@@ -4,7 +4,8 @@ Store and host are those of the simulator, which pass the contract suites of the
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from workers.domain.epoch import Known
 from workers.domain.evidence import Evidence, Observation
 from workers.domain.strays import StrayPolicy, StrayRules
 from workers.domain.vm import Incarnation, State, VmRecord
-from workers.ports import Change, Outcome, StrayFound
+from workers.ports import Change, Ignorance, Outcome, Stored, StrayFound, Work
 from workers.services.host_services import HostPolicies, HostPorts, HostServices, host_services
 from workers.simulator.host import SimHost
 from workers.simulator.memory_server import MemoryData, MemoryServer, Row
@@ -101,15 +102,30 @@ class RecordingTelemetry:
     events: list[Event] = field(default_factory=list)
     looks: list[tuple[str, Evidence]] = field(default_factory=list)
     why_ignored: list[str] = field(default_factory=list)
+    causes: list[Ignorance] = field(default_factory=list)
+    message_ages: list[int] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
 
-    def decided(self, events: Sequence[Event]) -> None:
+    def decided(self, events: Sequence[Event], record: VmRecord | None = None) -> None:
+        del record
         self.events += events
 
-    def looked(self, record: VmRecord, seen: Observation) -> None:
-        self.looks.append((record.vm_id, seen.evidence))
+    def looked(self, found: Mapping[str, Stored], looks: Mapping[str, Observation], now_ms: int) -> None:
+        del now_ms
+        assert looks.keys() <= found.keys()
+        self.looks += [(vm_id, seen.evidence) for vm_id, seen in looks.items()]
 
-    def ignored(self, vm_id: str, why: str) -> None:
+    def ignored(self, vm_id: str, why: str, cause: Ignorance) -> None:
         self.why_ignored.append(f"{vm_id}: {why}")
+        self.causes.append(cause)
+
+    def checks_came(self, age_ms: int) -> None:
+        self.message_ages.append(age_ms)
+
+    def span(self, work: Work, record: VmRecord | None = None) -> AbstractContextManager[None]:
+        del record
+        self.works.append(work)
+        return nullcontext()
 
 
 class World:

@@ -16,7 +16,7 @@ from workers.domain.audit import EventKind
 from workers.domain.errors import StoreUnavailable
 from workers.domain.evidence import Evidence, Verdict
 from workers.domain.vm import Desired, State, VmRecord
-from workers.ports import Change, Take
+from workers.ports import Change, Ended, Take
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_verdict_on_an_older_process_is_dropped(world: World) -> None:
 def test_a_death_told_by_the_kernel_is_written_and_woken_at_once(world: World) -> None:
     record = world.boot()
     assert record.process is not None
-    world.checks.processes_ended({"vm-1": (record.process, "signal 9")})
+    world.checks.processes_ended({"vm-1": Ended(record.process, "signal 9")})
 
     assert world.state() is State.ORPHANED
     assert "signal 9" in world.events[-1].why
@@ -116,14 +116,14 @@ def test_a_death_told_by_the_kernel_is_written_and_woken_at_once(world: World) -
 
 def test_the_death_of_an_older_incarnation_means_nothing(world: World) -> None:
     world.boot()
-    world.checks.processes_ended({"vm-1": (a_process(pid=5), "signal 9"), "vm-9": (a_process(), None)})
+    world.checks.processes_ended({"vm-1": Ended(a_process(pid=5), "signal 9"), "vm-9": Ended(a_process())})
     assert world.state() is State.HEALTHY
 
 
 def test_a_death_during_an_attempt_is_the_attempts_own_business(world: World) -> None:
     record = world.boot(state=State.RECOVERING, episode=an_episode(attempt=1, running=True))
     assert record.process is not None
-    world.checks.processes_ended({"vm-1": (record.process, None)})
+    world.checks.processes_ended({"vm-1": Ended(record.process)})
     assert world.state() is State.RECOVERING
 
 

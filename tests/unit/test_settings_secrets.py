@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.settings import Loaded, SettingsError, effective, load
+from workers.settings import Loaded, SettingsError, effective, load, value_of
 
 
 def loaded(tmp_path: Path, **environ: str) -> Loaded:
@@ -56,6 +56,99 @@ def test_secrets_are_in_no_complaint_and_no_traceback(tmp_path: Path, environ: d
         loaded(tmp_path, **environ)
 
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def complaints(tmp_path: Path, **environ: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        loaded(tmp_path, **environ)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+    return list(caught.value.lines)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("name", ["REDIS__URL", "BROKER__URL", "FLOWER__BASIC_AUTH"])
+def test_a_secret_may_be_in_a_file_of_its_own(tmp_path: Path, name: str, end: str) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(SECRETS[name].encode() + end.encode())
+
+    result = loaded(tmp_path, **{f"{name}_FILE": str(file)})
+
+    key = name.lower().replace("__", ".")
+    assert value_of(result.settings, key).get_secret_value() == SECRETS[name]
+    assert result.sources[key] == f"file {file} (RELIABILITY_{name}_FILE)"
+
+
+def test_a_file_named_in_the_environment_wins_over_the_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "reliability.toml").write_text('redis.url = "redis://:old@h/0"\nredis.prefix = "r"')
+    (tmp_path / "secret").write_text(SECRETS["REDIS__URL"])
+
+    settings = load({"RELIABILITY_REDIS__URL_FILE": str(tmp_path / "secret")}, tmp_path).settings
+
+    assert (settings.redis.url.get_secret_value(), settings.redis.prefix) == (SECRETS["REDIS__URL"], "r")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"redis://:s3cret@h/0\n\n", "must hold one line of text in UTF-8, and nothing else"),
+        (b"redis://:s3cret\xff@h/0", "must hold one line of text in UTF-8, and nothing else"),
+        (b"redis://:s3cret\0@h/0", "must hold one line of text in UTF-8, and nothing else"),
+        (b"redis://:" + 8192 * b"s3cret89" + b"@h/0", "is larger than 64 KiB"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(content)
+
+    lines = complaints(tmp_path, REDIS__URL_FILE=str(file))
+
+    assert lines == [f"redis.url: {file} {complaint} (from env RELIABILITY_REDIS__URL_FILE)"]
+
+
+def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
+    lines = complaints(tmp_path, REDIS__URL_FILE="/nonexistent", BROKER__URL_FILE=str(tmp_path))
+
+    assert lines == [
+        f"broker.url: {tmp_path} cannot be read: Is a directory (from env RELIABILITY_BROKER__URL_FILE)",
+        "redis.url: /nonexistent cannot be read: No such file or directory (from env RELIABILITY_REDIS__URL_FILE)",
+    ]
+
+
+@pytest.mark.parametrize("value", ["redis://:s3cret@h/0", "admin:s3cret", ""])
+def test_a_secret_in_place_of_its_file_is_not_shown(tmp_path: Path, value: str) -> None:
+    [line] = complaints(tmp_path, FLOWER__BASIC_AUTH_FILE=value)
+
+    assert line == (
+        "flower.basic_auth: must be in a file that is named by its absolute path "
+        "(from env RELIABILITY_FLOWER__BASIC_AUTH_FILE)"
+    )
+
+
+@pytest.mark.parametrize("other", ["REDIS__URL", "redis__url"])
+def test_a_secret_is_either_in_the_environment_or_in_a_file(tmp_path: Path, other: str) -> None:
+    (tmp_path / "secret").write_text("redis://:s3cret@h/0")
+
+    lines = complaints(tmp_path, **{other: "redis://:s3cret@h/0", "REDIS__URL_FILE": str(tmp_path / "secret")})
+
+    assert lines == [
+        f"redis.url: is set by env RELIABILITY_{other} and by env RELIABILITY_REDIS__URL_FILE: unset one of them"
+    ]
+
+
+def test_what_is_wrong_with_a_value_is_said_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("http://:s3cret@h/0")
+
+    [line] = complaints(tmp_path, REDIS__URL_FILE=str(tmp_path / "secret"))
+
+    assert line.endswith(f"(from file {tmp_path / 'secret'} (RELIABILITY_REDIS__URL_FILE))")
+
+
+def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
+    [line] = complaints(tmp_path, RECOVERY__LEASE_FILE="/etc/hostname")
+
+    assert line.startswith("recovery.lease_file: is unknown; did you mean recovery.lease")
 
 
 def test_settings_survive_pickling(tmp_path: Path) -> None:

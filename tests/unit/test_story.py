@@ -17,10 +17,11 @@ from tests.support.builders import (
     an_episode,
     seen,
 )
-from workers.domain.evidence import Evidence
+from workers.domain.evidence import Evidence, Observation
 from workers.domain.health import judge
 from workers.domain.recovery import WakeUp, admit, fail_attempt, succeed
-from workers.domain.vm import State
+from workers.domain.vm import State, VmRecord
+from workers.ports import Stored
 from workers.telemetry.logging import configure_logging
 from workers.telemetry.story import LogTelemetry
 
@@ -38,12 +39,16 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     root.setLevel(level)
 
 
+def looks_at(record: VmRecord, look: Observation) -> tuple[dict[str, Stored], dict[str, Observation], int]:
+    return {record.vm_id: Stored(record, 1)}, {record.vm_id: look}, NOW_MS
+
+
 def test_a_lost_and_recovered_vm_tells_its_story_in_greppable_words(lines: io.StringIO) -> None:
     story = LogTelemetry()
     policy = a_recovery_policy()
     looked = seen(Evidence.PROCESS_ENDED, "pid 100")
 
-    story.looked(a_vm("vm-123"), looked)
+    story.looked(*looks_at(a_vm("vm-123"), looked))
     lost = judge(a_vm("vm-123"), looked, a_health_policy(), NOW_MS)
     story.decided(lost.events)
     running, started = admit(lost.record, WakeUp(), policy, now_us=NOW_MS * 1000)
@@ -82,13 +87,13 @@ def test_an_unhealthy_vm_and_a_failed_recovery_are_named(lines: io.StringIO) -> 
 
 
 def test_what_is_known_already_is_not_said_at_every_check(lines: io.StringIO) -> None:
-    LogTelemetry().looked(a_lost_vm(), seen(Evidence.PROCESS_ENDED))
-    LogTelemetry().looked(a_vm(), seen(Evidence.ANSWERS))
+    LogTelemetry().looked(*looks_at(a_lost_vm(), seen(Evidence.PROCESS_ENDED)))
+    LogTelemetry().looked(*looks_at(a_vm(), seen(Evidence.ANSWERS)))
     assert lines.getvalue() == ""
 
 
 def test_a_vm_that_answers_but_does_not_run_is_told(lines: io.StringIO) -> None:
-    LogTelemetry().looked(a_vm(), seen(Evidence.DRIFT, "state 'Paused', should be running"))
+    LogTelemetry().looked(*looks_at(a_vm(), seen(Evidence.DRIFT, "state 'Paused', should be running")))
     assert 'event="vm drifts from its desired state"' in lines.getvalue()
 
 

@@ -1,5 +1,6 @@
 """One entry of the event stream: who decided what about which VM, and why."""
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,11 +31,26 @@ class EventKind(StrEnum):
     CONFIRMED = "confirmed"
 
 
+class Deferral(StrEnum):
+    """What keeps a recovery, or the end of a stray, back."""
+
+    SLOT = "slot"
+    STORM = "storm"
+    BREAKER = "breaker"
+    PAUSED = "paused"
+    QUARANTINE = "quarantine"
+    HALTED = "halted"
+    DOUBT = "doubt"
+    BUDGET = "budget"
+    HANDED_BACK = "handed_back"
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """`why` is for people; every other field is for machines. The stream's id gives the time.
 
-    `vm_id` and `host` are empty where a decision is about none in particular; then `scope` says what it is about.
+    `cause` is what a deferral is due to. `trace_id` is the same for all of an episode: see `trace_id_of`. `vm_id` and
+    `host` are empty where a decision is about none in particular; then `scope` says what it is about.
     """
 
     kind: EventKind
@@ -49,6 +65,13 @@ class Event:
     attempt: int | None = None
     request_id: str | None = None
     scope: str | None = None
+    cause: Deferral | None = None
+    trace_id: str | None = None
+
+
+def trace_id_of(episode: Episode) -> str:
+    """Return the trace that tells this episode: 32 hex digits, the same for whoever works on it, wherever."""
+    return hashlib.sha256(episode.id.encode()).hexdigest()[:32]
 
 
 def event(
@@ -59,6 +82,7 @@ def event(
     why: str,
     before: State | None = None,
     ended: Episode | None = None,
+    cause: Deferral | None = None,
 ) -> Event:
     """Return an event that takes its ids from `record`, the record as it is after the decision.
 
@@ -77,4 +101,6 @@ def event(
         generation=record.generation or None,
         attempt=episode.attempt if episode and episode.attempt else None,
         request_id=episode.request_id if episode else None,
+        cause=cause,
+        trace_id=trace_id_of(episode) if episode else None,
     )

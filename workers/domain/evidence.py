@@ -88,12 +88,16 @@ RULINGS: dict[Evidence, Ruling] = {
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at one VM: what was found, in which words, how long it took, and how its process ended if it did."""
+    """One look at one VM: what was found, in which words, how long it took, and how its process ended if it did.
+
+    `age_ms` says how long ago what was found came about, where that is known.
+    """
 
     evidence: Evidence
     detail: str = ""
     took_ms: float = 0.0
     cause: str | None = None
+    age_ms: float | None = None
 
     @property
     def ruling(self) -> Ruling:

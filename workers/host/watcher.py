@@ -5,7 +5,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workers.domain.vm import Incarnation, Vantage
 from workers.host.pidfd import exit_cause, open_checked
@@ -14,6 +14,8 @@ from workers.host.pidfd import exit_cause, open_checked
 _LATE_CAUSE_S = 10.0
 _LATE_CAUSE_EVERY_S = 0.5
 _RETRY_S = 0.5
+# At least so often it shows that it lives.
+_ROUND_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Death:
     vm_id: str
     process: Incarnation
     cause: str | None
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -33,7 +36,7 @@ class _Watched:
 class Watcher:
     """`on_deaths` is called in the watcher's thread and returns the deaths it could not deal with: they come again.
 
-    `on_cause` hears causes that became known late. Both must not raise.
+    `on_cause` hears causes that became known late, `on_round` that this goes on. None of them may raise.
     """
 
     def __init__(
@@ -42,9 +45,10 @@ class Watcher:
         *,
         on_deaths: Callable[[Sequence[Death]], Sequence[Death]],
         on_cause: Callable[[str, Incarnation, str], None],
+        on_round: Callable[[], None] = lambda: None,
     ) -> None:
         self._vantage = vantage
-        self._on_deaths, self._on_cause = on_deaths, on_cause
+        self._on_deaths, self._on_cause, self._on_round = on_deaths, on_cause, on_round
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -105,6 +109,7 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._stopping:
+            self._on_round()
             ready = self._epoll.poll(self._patience())
             deaths = [death for fd, _ in ready if (death := self._ended(fd))]
             with self._lock:
@@ -119,7 +124,7 @@ class Watcher:
     def _patience(self) -> float:
         if self._undelivered:
             return _RETRY_S
-        return _LATE_CAUSE_EVERY_S if self._late else -1
+        return _LATE_CAUSE_EVERY_S if self._late else _ROUND_S
 
     def _ended(self, fd: int) -> Death | None:
         if fd == self._wake:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from workers.crashpoints import Point, reach
-from workers.domain.audit import Event, EventKind, event
+from workers.domain.audit import Deferral, Event, EventKind, event
 from workers.domain.errors import ReliabilityError, StoreUnavailable
 from workers.domain.recovery import ACTOR, RecoveryPolicy, attempt_result, fail, fail_attempt, stopped, succeed
 from workers.domain.vm import Desired, Incarnation, VmRecord
@@ -180,7 +180,7 @@ class Attempt:
         """Nothing was achieved: give the lease back, so that the next one who tries need not wait for its end."""
         stored = self._store.read([self._vm_id]).found.get(self._vm_id)
         if stored is not None:
-            told = event(EventKind.DEFERRED, stored.record, actor=ACTOR, why=why)
+            told = event(EventKind.DEFERRED, stored.record, actor=ACTOR, why=why, cause=Deferral.HANDED_BACK)
             self._write(stored, stored.record, (told,))
 
     def _write(self, stored: Stored, after: VmRecord, events: tuple[Event, ...], *, counts: bool = True) -> bool:

@@ -7,7 +7,7 @@ from workers.crashpoints import Point, reach
 from workers.domain.evidence import Evidence, Observation, Sockets, Verdict, doubt_the_monitor, doubtful
 from workers.domain.health import HealthPolicy, Judgement, judge, weigh
 from workers.domain.vm import Incarnation, VmRecord
-from workers.ports import Change, Clock, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore
+from workers.ports import Change, Clock, Ended, Ignorance, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore, Work
 from workers.services.ledger import Ledger
 
 # A sweep of the run directory, or a look from the wrong place, takes many sockets at once: then we doubt ourselves.
@@ -61,6 +61,10 @@ class HealthChecks:
 
         Raises StoreUnavailable.
         """
+        with self._telemetry.span(Work.HEALTH_CHECK):
+            return self._check(vm_ids, deadline_ms)
+
+    def _check(self, vm_ids: Collection[str], deadline_ms: int | None) -> CheckReport:
         # After a late message the next ones may be late too: then only the time is read, so that catching up is cheap.
         if self._behind and _is_late(self._store.read(()), deadline_ms):
             return CheckReport(late=True)
@@ -68,7 +72,9 @@ class HealthChecks:
         snapshot = self._store.read(vm_ids)
         reach(Point.RECORDS_READ)
         for vm_id, why in snapshot.unreadable.items():
-            self._telemetry.ignored(vm_id, why)
+            self._telemetry.ignored(vm_id, why, Ignorance.UNREADABLE)
+        if deadline_ms is not None:
+            self._telemetry.checks_came(snapshot.now_ms - deadline_ms + self._policy.interval_ms)
         self._behind = report.late = _is_late(snapshot, deadline_ms)
         if report.late:
             return report
@@ -77,11 +83,11 @@ class HealthChecks:
         for group in self._prober.probe(ours):
             looks = self._doubt_ourselves(group) if doubtful(group) else group
             looks = {vm_id: weigh(snapshot.found[vm_id].record, seen) for vm_id, seen in looks.items()}
-            for vm_id, seen in looks.items():
+            for seen in looks.values():
                 report.count(seen)
-                self._telemetry.looked(snapshot.found[vm_id].record, seen)
-            since_read_ms = int((self._clock.monotonic() - read_at) * 1000)
-            self._settle(snapshot, looks, now_ms=snapshot.now_ms + since_read_ms)
+            now_ms = snapshot.now_ms + int((self._clock.monotonic() - read_at) * 1000)
+            self._telemetry.looked(snapshot.found, looks, now_ms)
+            self._settle(snapshot, looks, now_ms=now_ms)
         return report
 
     def _doubt_ourselves(self, group: dict[str, Observation]) -> dict[str, Observation]:
@@ -90,17 +96,17 @@ class HealthChecks:
         sockets = self._sockets() if is_cut_off else Sockets(0, 0)
         return doubt_the_monitor(group, self._trouble(), sockets, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
 
-    def processes_ended(self, ended: Mapping[str, tuple[Incarnation, str | None]]) -> None:
-        """The kernel told that these incarnations ended, with their cause if it is known. Raises StoreUnavailable."""
-        snapshot = self._store.read(list(ended))
-        looks: dict[str, Observation] = {}
-        for vm_id, stored in snapshot.found.items():
-            process, cause = ended[vm_id]
-            if stored.record.process == process:
-                detail = f"pid {process.pid} ended: {cause or 'cause unknown'}"
-                looks[vm_id] = Observation(Evidence.PROCESS_ENDED, detail, cause=cause)
-                self._telemetry.looked(stored.record, looks[vm_id])
-        self._settle(snapshot, looks, now_ms=snapshot.now_ms)
+    def processes_ended(self, ended: Mapping[str, Ended]) -> None:
+        """The kernel told that these incarnations ended. Raises StoreUnavailable."""
+        with self._telemetry.span(Work.DEATHS):
+            snapshot = self._store.read(list(ended))
+            looks = {
+                vm_id: _death(ended[vm_id])
+                for vm_id, stored in snapshot.found.items()
+                if stored.record.process == ended[vm_id].process
+            }
+            self._telemetry.looked(snapshot.found, looks, snapshot.now_ms)
+            self._settle(snapshot, looks, now_ms=snapshot.now_ms)
 
     def settle(self, snapshot: Snapshot, looks: Mapping[str, Observation]) -> None:
         """Judge and write what somebody else has seen. Raises StoreUnavailable."""
@@ -168,6 +174,11 @@ class HealthChecks:
             self._ledger.wake_later(record, judgement.due_in_ms)
         if judgement.stop_due and not stored.leased:
             self._ledger.stop(record)
+
+
+def _death(ended: Ended) -> Observation:
+    detail = f"pid {ended.process.pid} ended: {ended.cause or 'cause unknown'}"
+    return Observation(Evidence.PROCESS_ENDED, detail, cause=ended.cause, age_ms=ended.age_ms)
 
 
 def needs_a_place(stored: Stored) -> bool:

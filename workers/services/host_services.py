@@ -123,6 +123,7 @@ def host_services(ports: HostPorts, policies: HostPolicies) -> HostServices:
         host,
         strays,
         ledger,
+        telemetry,
         host_name=host_name,
         silent_hosts=ports.silent_hosts,
         version=policies.record_version,

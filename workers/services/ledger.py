@@ -19,8 +19,9 @@ class Ledger:
     ) -> Sequence[Outcome]:
         """Write each change that is not refused; the events of those are told."""
         written = self._store.write(changes, seen=seen, enlist=enlist)
-        done = [change for change, outcome in zip(changes, written.outcomes, strict=True) if outcome is Outcome.DONE]
-        self._telemetry.decided([event for change in done for event in change.events])
+        for change, outcome in zip(changes, written.outcomes, strict=True):
+            if outcome is Outcome.DONE and change.events:
+                self._telemetry.decided(change.events, change.after)
         self.follow(written)
         return written.outcomes
 
@@ -39,7 +40,8 @@ class Ledger:
 
     def follow(self, written: Written) -> None:
         """Tell what the store decided, and wake whoever it called."""
-        self._telemetry.decided(written.told)
+        if written.told:
+            self._telemetry.decided(written.told)
         for called in written.called:
             reach(Point.BEFORE_CALL)
             self._wakeups.recover(called.vm_id, called.host, episode=called.episode, attempt=called.attempt)

@@ -1,11 +1,12 @@
 """Recovery of one VM: guard, fresh look, admission, fence the old, start the new, verify, commit (DESIGN section 4)."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from workers.crashpoints import Point, reach
-from workers.domain.audit import Event, EventKind, event
+from workers.domain.audit import Deferral, Event, EventKind, event
 from workers.domain.breaker import Call, calls_of
 from workers.domain.errors import (
     GuardBusy,
@@ -42,6 +43,7 @@ from workers.domain.vm import Desired, Incarnation, State, VmRecord
 from workers.ports import (
     Change,
     Clock,
+    Ignorance,
     Kept,
     Lease,
     Outcome,
@@ -54,6 +56,7 @@ from workers.ports import (
     Telemetry,
     VmHost,
     VmStore,
+    Work,
 )
 from workers.services.attempt import Attempt, LeaseLost, WantedAgain, Withdrawn
 from workers.services.ledger import Ledger
@@ -115,6 +118,27 @@ class Finished:
 Result = Ignored | ForHost | RetryIn | Waiting | Finished
 
 
+class _Steps:
+    """The steps of an attempt, one after the other, each told as a span of its own."""
+
+    def __init__(self, telemetry: Telemetry, record: VmRecord) -> None:
+        self._telemetry, self._record = telemetry, record
+        self._at: Work | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:  # noqa: PYI036 - handed on
+        self._open.__exit__(*raised)
+
+    def begin(self, work: Work) -> None:
+        if work is not self._at:
+            self._open.close()
+            self._at = work
+            self._open.enter_context(self._telemetry.span(work, self._record))
+
+
 class Recovery:
     """`new_owner` gives an id no other attempt ever has; `jitter` a number in [0, 1)."""
 
@@ -143,7 +167,9 @@ class Recovery:
         for _ in range(_TRIES):
             snapshot = self._store.read([vm_id], with_specs=True)
             if vm_id not in snapshot.found:
-                return self._ignore(vm_id, snapshot.unreadable.get(vm_id, "no such vm"))
+                if vm_id in snapshot.unreadable:
+                    return self._ignore(vm_id, snapshot.unreadable[vm_id], Ignorance.UNREADABLE)
+                return self._ignore(vm_id, "no such vm", Ignorance.UNKNOWN_VM)
             reach(Point.RECORD_READ)
             stored = snapshot.found[vm_id]
             if stored.record.host != self._host_name:
@@ -152,23 +178,24 @@ class Recovery:
                 result = self._pass_gate(stored, snapshot, wake)
             except Paused as error:
                 # No message waits for the end of a pause: the sweeps find the VM when it is over.
-                self._ledger.note(event(EventKind.DEFERRED, stored.record, actor=wake.actor, why=str(error)))
-                result = self._ignore(vm_id, str(error))
+                self._ledger.note(_deferred(stored.record, wake, str(error), Deferral.PAUSED))
+                result = self._ignore(vm_id, str(error), Ignorance.PAUSED)
             if result is not None:
                 if stored.is_called and _needs_no_slot(result):
                     self._ledger.pass_on(vm_id)
                 return result
-        return self._ignore(vm_id, "its record keeps changing")
+        return self._ignore(vm_id, "its record keeps changing", Ignorance.CONTENDED)
 
     def _pass_gate(self, stored: Stored, snapshot: Snapshot, wake: WakeUp) -> Result | None:
         """None: the record changed, read it again."""
         record, now_ms = stored.record, snapshot.now_ms
         match gate(record, wake, self._policy, leased=stored.leased, now_ms=now_ms):
             case Stale(why):
-                return self._ignore(record.vm_id, why)
+                return self._ignore(record.vm_id, why, Ignorance.STALE)
             case NotYet(wait_ms):
                 if wait_ms > _EARLY_MS:
-                    return self._ignore(record.vm_id, f"too early by {wait_ms} ms: another message comes in time")
+                    why = f"too early by {wait_ms} ms: another message comes in time"
+                    return self._ignore(record.vm_id, why, Ignorance.EARLY)
                 return self._come_again(record.vm_id, wait_ms, wake, "backoff")
             case Exhausted(why):
                 error = record.episode.error if record.episode else None
@@ -182,8 +209,8 @@ class Recovery:
             case Abandoned() | Act():
                 return self._look_and_act(stored, snapshot, wake)
 
-    def _ignore(self, vm_id: str, why: str) -> Ignored:
-        self._telemetry.ignored(vm_id, why)
+    def _ignore(self, vm_id: str, why: str, cause: Ignorance) -> Ignored:
+        self._telemetry.ignored(vm_id, why, cause)
         with suppress(StoreUnavailable):
             self._store.count(_IGNORED)
         return Ignored(why)
@@ -228,13 +255,13 @@ class Recovery:
     def _postpone(self, record: VmRecord, wake: WakeUp, why: str) -> Result:
         """Nothing is decided and no attempt is spent; the sweeps look again too."""
         if wake.tries == 0:
-            self._ledger.note(event(EventKind.DEFERRED, record, actor=wake.actor, why=why))
+            self._ledger.note(_deferred(record, wake, why, Deferral.DOUBT))
         wait_ms = min(self._policy.retry_interval_ms, _POSTPONED_MS)
         return self._come_again(record.vm_id, wait_ms, wake, why)
 
     def _come_again(self, vm_id: str, wait_ms: int, wake: WakeUp, why: str) -> Result:
         if wake.tries >= _COMES_AGAIN:
-            return self._ignore(vm_id, f"{why}; left to the next sweep")
+            return self._ignore(vm_id, f"{why}; left to the next sweep", Ignorance.LEFT_TO_SWEEPS)
         return RetryIn(wait_ms, replace(wake, tries=wake.tries + 1), why)
 
     def _keep(self, stored: Stored, running: Running | None, process: Incarnation, snapshot: Snapshot) -> Result | None:
@@ -278,9 +305,9 @@ class Recovery:
             case Outcome.WAITING:
                 return Waiting()
             case Outcome.LEASED:
-                return self._ignore(after.vm_id, "an attempt is in flight")
+                return self._ignore(after.vm_id, "an attempt is in flight", Ignorance.IN_FLIGHT)
             case Outcome.FROZEN:
-                return self._ignore(after.vm_id, _FROZEN)
+                return self._ignore(after.vm_id, _FROZEN, Ignorance.FROZEN)
             case _:
                 return None
 
@@ -304,25 +331,40 @@ class Recovery:
     def _carry_out(
         self, attempt: Attempt, record: VmRecord, spec: VmSpec, running: Running | None, wake: WakeUp
     ) -> Result:
+        with self._telemetry.span(Work.ATTEMPT, record):
+            return self._fence_and_start(attempt, record, spec, running, wake)
+
+    def _fence_and_start(
+        self, attempt: Attempt, record: VmRecord, spec: VmSpec, running: Running | None, wake: WakeUp
+    ) -> Result:
         vm_id = record.vm_id
         new: Incarnation | None = None
         try:
-            self._fence(record, running, before_signal=attempt.still_wanted)
-            reach(Point.FENCED)
-            attempt.keep()
-            new = self._host.start(
-                spec, record.generation, before_exec=attempt.still_wanted, while_waiting=attempt.keep
-            )
-            after = attempt.commit(new, f"pid {new.pid} serves, generation {record.generation}")
+            with _Steps(self._telemetry, record) as steps:
+                steps.begin(Work.FENCE)
+                self._fence(record, running, before_signal=attempt.still_wanted)
+                reach(Point.FENCED)
+                attempt.keep()
+                new = self._start(attempt, record, spec, steps)
+                steps.begin(Work.COMMIT)
+                after = attempt.commit(new, f"pid {new.pid} serves, generation {record.generation}")
         except (StartFailed, StopFailed, GuardBusy, StaleGeneration, Paused) as error:
             return self._failed(attempt, record, error, wake)
         except Withdrawn as error:
             return self._withdraw(attempt, vm_id, new, str(error))
         except (LeaseLost, StoreUnavailable) as error:
             # Whatever runs holds its lock, and is found and taken over by the next look.
-            return self._ignore(vm_id, str(error))
+            return self._ignore(vm_id, str(error), _cause_of(error))
         self._watch(vm_id, new)
         return Finished(after.state, "recovered")
+
+    def _start(self, attempt: Attempt, record: VmRecord, spec: VmSpec, steps: _Steps) -> Incarnation:
+        def before_exec() -> None:
+            attempt.still_wanted()
+            steps.begin(Work.VERIFY)
+
+        steps.begin(Work.START)
+        return self._host.start(spec, record.generation, before_exec=before_exec, while_waiting=attempt.keep)
 
     def _fence(self, record: VmRecord, running: Running | None, *, before_signal: Renew) -> None:
         """The recorded process, and one that runs and that the record does not know."""
@@ -344,7 +386,7 @@ class Recovery:
         except Withdrawn as withdrawn:
             return self._withdraw(attempt, record.vm_id, None, str(withdrawn))
         except LeaseLost as lost:
-            return self._ignore(record.vm_id, str(lost))
+            return self._ignore(record.vm_id, str(lost), Ignorance.LEASE_LOST)
         return _what_is_next(after, wake, why, now_ms)
 
     def _why_hopeless(self, record: VmRecord, error: ReliabilityError) -> str | None:
@@ -367,7 +409,7 @@ class Recovery:
         except (StopFailed, Paused, GuardBusy, WantedAgain) as error:
             return self._not_stopped(attempt, vm_id, str(error))
         except (LeaseLost, StoreUnavailable) as error:
-            return self._ignore(vm_id, str(error))
+            return self._ignore(vm_id, str(error), _cause_of(error))
         return Finished(State.STOPPED, why)
 
     def _end_stopped(self, attempt: Attempt, vm_id: str, why: str, *, started_meanwhile: bool = False) -> None:
@@ -380,7 +422,7 @@ class Recovery:
         snapshot = self._store.read([vm_id])
         stored = snapshot.found.get(vm_id)
         if stored is None or stored.record.desired is not Desired.STOPPED or stored.record.state is State.STOPPED:
-            return self._ignore(vm_id, "nothing to stop")
+            return self._ignore(vm_id, "nothing to stop", Ignorance.STALE)
         record = stored.record
         if record.host != self._host_name:
             return ForHost(record.host)
@@ -390,9 +432,9 @@ class Recovery:
         outcome = self._ledger.write_one(Change(vm_id, stored.rev, record, take=Take(owner, self._policy.lease_ms)))
         reach(Point.AFTER_STOP)
         if outcome is Outcome.FROZEN:
-            return self._ignore(vm_id, _FROZEN)
+            return self._ignore(vm_id, _FROZEN, Ignorance.FROZEN)
         if outcome is not Outcome.DONE:
-            return self._ignore(vm_id, "an attempt is in flight, which will see the stop")
+            return self._ignore(vm_id, "an attempt is in flight, which will see the stop", Ignorance.IN_FLIGHT)
         return self._bring_down(self._attempt(record, owner, asked_at), record)
 
     def _bring_down(self, attempt: Attempt, record: VmRecord) -> Result:
@@ -404,14 +446,22 @@ class Recovery:
         except (StopFailed, Paused, GuardBusy, WantedAgain) as error:
             return self._not_stopped(attempt, record.vm_id, str(error))
         except (LeaseLost, StoreUnavailable) as error:
-            return self._ignore(record.vm_id, str(error))
+            return self._ignore(record.vm_id, str(error), _cause_of(error))
         return Finished(State.STOPPED, "stopped as desired")
 
     def _not_stopped(self, attempt: Attempt, vm_id: str, why: str) -> Ignored:
         """The sweeps try again."""
         with suppress(LeaseLost, StoreUnavailable):
             attempt.let_go(why)
-        return self._ignore(vm_id, why)
+        return self._ignore(vm_id, why, Ignorance.NOT_STOPPED)
+
+
+def _cause_of(error: LeaseLost | StoreUnavailable) -> Ignorance:
+    return Ignorance.LEASE_LOST if isinstance(error, LeaseLost) else Ignorance.STORE_AWAY
+
+
+def _deferred(record: VmRecord, wake: WakeUp, why: str, cause: Deferral) -> Event:
+    return event(EventKind.DEFERRED, record, actor=wake.actor, why=why, cause=cause)
 
 
 def _needs_no_slot(result: Result) -> bool:

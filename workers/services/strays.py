@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from workers.domain.audit import Event, EventKind, event
+from workers.domain.audit import Deferral, Event, EventKind, event
 from workers.domain.errors import GuardBusy, Paused, StopFailed
 from workers.domain.strays import Stray, StrayPolicy, StrayRules, decide
 from workers.domain.vm import Desired, State
@@ -88,7 +88,7 @@ class Strays:
             self._reap(found)
         else:
             why = "not reaped: the host's budget of destructive actions for this hour is spent"
-            self._ledger.note(_told(found, self._host_name, EventKind.DEFERRED, why))
+            self._ledger.note(_told(found, self._host_name, EventKind.DEFERRED, why, Deferral.BUDGET))
 
     def _adopt(self, found: StrayFound, now_ms: int) -> None:
         kept = self._host.kept(found.running.vm_id)
@@ -103,7 +103,8 @@ class Strays:
         try:
             ended = self._host.fence(running.vm_id, running.process, before_signal=lambda: self._still_unnamed(running))
         except (StopFailed, Paused, GuardBusy) as error:
-            self._ledger.note(_told(found, self._host_name, EventKind.DEFERRED, f"not reaped: {error}"))
+            cause = Deferral.PAUSED if isinstance(error, Paused) else Deferral.DOUBT
+            self._ledger.note(_told(found, self._host_name, EventKind.DEFERRED, f"not reaped: {error}", cause))
             return
         why = f"stray pid {running.process.pid} reaped ({ended}): {found.why}"
         self._ledger.note(_told(found, self._host_name, EventKind.REAPED, why))
@@ -119,6 +120,7 @@ def _key(running: Running) -> tuple[str, int, int]:
     return running.vm_id, running.process.pid, running.process.start_ticks
 
 
-def _told(found: StrayFound, host: str, kind: EventKind, why: str) -> Event:
+def _told(found: StrayFound, host: str, kind: EventKind, why: str, cause: Deferral | None = None) -> Event:
     running = found.running
-    return Event(kind, running.vm_id, host, ACTOR, f"pid {running.process.pid} says it is {running.vm_id}: {why}")
+    text = f"pid {running.process.pid} says it is {running.vm_id}: {why}"
+    return Event(kind, running.vm_id, host, ACTOR, text, cause=cause)

@@ -11,7 +11,7 @@ from workers.domain.audit import EventKind, event
 from workers.domain.evidence import Observation
 from workers.domain.health import is_due
 from workers.domain.vm import Desired, State, VmRecord, move
-from workers.ports import Change, Prober, Snapshot, Stored, Telemetry, VmHost, VmStore
+from workers.ports import Change, Ignorance, Prober, Snapshot, Stored, Telemetry, VmHost, VmStore, Work
 from workers.services.health import HealthChecks, chunks, needs_a_place
 from workers.services.ledger import Ledger
 from workers.services.strays import Strays
@@ -65,6 +65,10 @@ class OrphanDetection:
 
     def sweep(self) -> SweepReport:
         """Look at every record of the host. Raises StoreUnavailable."""
+        with self._telemetry.span(Work.DETECT_ORPHANS):
+            return self._sweep()
+
+    def _sweep(self) -> SweepReport:
         report = SweepReport()
         unreadable: dict[str, str] = {}
         for part in chunks(self._store.ids(host=self._host), _CHUNK):
@@ -76,7 +80,7 @@ class OrphanDetection:
             for vm_id in snapshot.found:
                 self._bound_logs(vm_id)
         for vm_id, why in unreadable.items():
-            self._telemetry.ignored(vm_id, why)
+            self._telemetry.ignored(vm_id, why, Ignorance.UNREADABLE)
         self._put_unreadable(unreadable)
         report.unreadable = len(unreadable)
         return report
@@ -87,7 +91,10 @@ class OrphanDetection:
             if stored.record.process is not None and (seen := self._prober.look_at_process(stored.record)):
                 looks[vm_id] = seen
         report.found_dead += sum(seen.ruling.certain for seen in looks.values())
-        self._checks.settle(snapshot, {vm_id: seen for vm_id, seen in looks.items() if seen.ruling.certain})
+        certain = {vm_id: seen for vm_id, seen in looks.items() if seen.ruling.certain}
+        if certain:
+            self._telemetry.looked(snapshot.found, certain, snapshot.now_ms)
+            self._checks.settle(snapshot, certain)
 
     def _drive(self, snapshot: Snapshot, report: SweepReport) -> None:
         due = _Due()
@@ -128,12 +135,14 @@ class Reconciliation:
         host: VmHost,
         strays: Strays,
         ledger: Ledger,
+        telemetry: Telemetry,
         *,
         host_name: str,
         silent_hosts: Callable[[], Sequence[str]],
         version: int,
     ) -> None:
-        self._store, self._host, self._strays, self._ledger = store, host, strays, ledger
+        self._store, self._host, self._strays = store, host, strays
+        self._ledger, self._telemetry = ledger, telemetry
         self._host_name, self._silent_hosts, self._version = host_name, silent_hosts, version
         self._one_at_a_time = threading.Lock()
 
@@ -142,7 +151,8 @@ class Reconciliation:
         if not self._one_at_a_time.acquire(blocking=False):
             return SweepReport()
         try:
-            return self._sweep()
+            with self._telemetry.span(Work.RECONCILE):
+                return self._sweep()
         finally:
             self._one_at_a_time.release()
 

@@ -4,12 +4,12 @@ The contract suite of the store holds it to what Redis does.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workers.domain import breaker as breakers
 from workers.domain import storm as storms
-from workers.domain.audit import Event, EventKind
+from workers.domain.audit import Deferral, Event, EventKind
 from workers.domain.breaker import FLEET, Breaker, BreakerState, Call, Result
 from workers.domain.epoch import Known
 from workers.domain.errors import StoreUnavailable, UnknownVm
@@ -199,8 +199,18 @@ class MemoryVmStore:
     def _is_intact(self, known: Known) -> bool:
         return self._data.epoch == known.epoch and remembers(self._data, known.last_event)
 
-    def _tell(self, act: _Act, kind: EventKind, actor: str, why: str, **about: str) -> None:
-        event = Event(kind, about.pop("vm_id", ""), about.pop("host", ""), actor, why, scope=about.pop("scope", None))
+    def _tell(
+        self,
+        act: _Act,
+        kind: EventKind,
+        actor: str,
+        why: str,
+        *,
+        about: Mapping[str, str],
+        cause: Deferral | None = None,
+    ) -> None:
+        vm_id, host, scope = about.get("vm_id", ""), about.get("host", ""), about.get("scope")
+        event = Event(kind, vm_id, host, actor, why, scope=scope, cause=cause)
         act.last_event = self.server.append(event)
         act.told.append(event)
 
@@ -211,8 +221,9 @@ class MemoryVmStore:
         for vm_id, place in act.waits:
             row = self._data.rows.get(vm_id)
             if row is not None and row.line == place:
-                why = self._why_waits(place, act)
-                self._tell(act, EventKind.DEFERRED, "recovery", why, vm_id=vm_id, host=row.record.host, scope=place)
+                why, cause = self._why_waits(place, act)
+                about = {"vm_id": vm_id, "host": row.record.host, "scope": place}
+                self._tell(act, EventKind.DEFERRED, "recovery", why, cause=cause, about=about)
         if self._memory is not None and act.intact and act.last_event:
             self._memory.saw(act.last_event)
         return Written(outcomes, act.called, act.told, act.intact)
@@ -399,7 +410,7 @@ class MemoryVmStore:
                 data.quarantine_until_ms = self._now + self._limits.lease_ms
                 seconds = self._limits.lease_ms // 1000
                 why = f"redis was started again: no recovery begins for {seconds} s, as long as a lease may last"
-                self._tell(act, EventKind.QUARANTINE, "recovery", why, scope=FLEET)
+                self._tell(act, EventKind.QUARANTINE, "recovery", why, about={"scope": FLEET})
         return max(0, data.quarantine_until_ms - self._now)
 
     def _is_served(self, host: str) -> bool:
@@ -434,16 +445,17 @@ class MemoryVmStore:
         attempt = None if episode is None else episode.attempt + (0 if episode.running else 1)
         act.called.append(Called(record.vm_id, record.host, episode.id if episode else None, attempt))
 
-    def _why_waits(self, place: str, act: _Act) -> str:
+    def _why_waits(self, place: str, act: _Act) -> tuple[str, Deferral]:
         if place.startswith("breaker:"):
             scope = place.removeprefix("breaker:")
-            return f"breaker {scope} is {self._breaker(scope).state.replace('_', '-')}"
+            return f"breaker {scope} is {self._breaker(scope).state.replace('_', '-')}", Deferral.BREAKER
         if self._quarantine(act) > 0:
-            return "redis was started again, leases may have been lost"
+            return "redis was started again, leases may have been lost", Deferral.QUARANTINE
         if place.startswith("host:") and not self._is_served(place.removeprefix("host:")):
-            return "nothing is recovered on its host now: no worker serves it, or it is halted"
-        guard = ", storm guard" if place in self._data.storms else ""
-        return f"no free recovery slot of the {place.partition(':')[0]} ({self._cap(place)}{guard})"
+            return "nothing is recovered on its host now: no worker serves it, or it is halted", Deferral.HALTED
+        is_storm = place in self._data.storms
+        why = f"no free recovery slot of the {place.partition(':')[0]} ({self._cap(place)}{', storm guard' * is_storm})"
+        return why, Deferral.STORM if is_storm else Deferral.SLOT
 
     # Breakers
 
@@ -456,7 +468,9 @@ class MemoryVmStore:
             self._data.offered.pop(scope, None)
             if after.state is BreakerState.OPEN:
                 why += f"; next probe in {math.ceil(after.cooldown_ms / 1000)} s"
-            self._tell(act, EventKind.BREAKER, "breaker", f"{before.state} -> {after.state}: {why}", scope=scope)
+            self._tell(
+                act, EventKind.BREAKER, "breaker", f"{before.state} -> {after.state}: {why}", about={"scope": scope}
+            )
         return after
 
     def _breaker_now(self, scope: str, act: _Act) -> Breaker:
@@ -537,7 +551,7 @@ class MemoryVmStore:
             "recovery starts one at a time" if kind is Loss.UNCERTAIN else "one slot-full comes back before the next"
         )
         lost = f"{certain + uncertain} of {vms} VMs lost within {policy.window_ms // 1000} s"
-        self._tell(act, EventKind.STORM_BEGAN, "storm_guard", f"{lost}, {kind}: {slowly}", **_about(place))
+        self._tell(act, EventKind.STORM_BEGAN, "storm_guard", f"{lost}, {kind}: {slowly}", about=_about(place))
 
     def _end_storm(self, place: str, act: _Act) -> None:
         storm = self._data.storms.get(place)
@@ -550,7 +564,7 @@ class MemoryVmStore:
         del self._data.storms[place]
         lasted = (self._now - storm.since_ms) // 1000
         why = f"{storm.came_back} VMs came back in {lasted} s, nobody waits"
-        self._tell(act, EventKind.STORM_ENDED, "storm_guard", why, **_about(place))
+        self._tell(act, EventKind.STORM_ENDED, "storm_guard", why, about=_about(place))
 
 
 def _rank(record: VmRecord, now_ms: int) -> int:

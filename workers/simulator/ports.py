@@ -1,6 +1,7 @@
 """Small fakes of the ports that need no world: memory, wake-ups, telemetry, and a tap around any other port."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from workers.domain.epoch import Known
 from workers.domain.evidence import Observation
 from workers.domain.recovery import WakeUp
 from workers.domain.vm import VmRecord
+from workers.ports import Ignorance, Stored, Work
 from workers.simulator.broker import Broker, Message
 
 
@@ -37,15 +39,22 @@ class SimTelemetry:
     def __init__(self) -> None:
         self.ignored_messages = 0
 
-    def decided(self, events: Sequence[Event]) -> None:
+    def decided(self, events: Sequence[Event], record: VmRecord | None = None) -> None:
         pass
 
-    def looked(self, record: VmRecord, seen: Observation) -> None:
+    def looked(self, found: Mapping[str, Stored], looks: Mapping[str, Observation], now_ms: int) -> None:
         pass
 
-    def ignored(self, vm_id: str, why: str) -> None:
-        del vm_id, why
+    def ignored(self, vm_id: str, why: str, cause: Ignorance) -> None:
+        del vm_id, why, cause
         self.ignored_messages += 1
+
+    def checks_came(self, age_ms: int) -> None:
+        pass
+
+    def span(self, work: Work, record: VmRecord | None = None) -> AbstractContextManager[None]:
+        del work, record
+        return nullcontext()
 
 
 @dataclass

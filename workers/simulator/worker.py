@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from workers.domain.errors import StoreUnavailable
 from workers.domain.evidence import Observation
 from workers.domain.vm import Incarnation, VmRecord
+from workers.ports import Ended
 from workers.services.host_services import HostPorts, HostServices, host_services
 from workers.services.recovery import ForHost, Result, RetryIn
 from workers.simulator.broker import Message
@@ -271,7 +272,7 @@ class SimWorker:
 
     def _told(self, vm_id: str, process: Incarnation, cause: str | None) -> None:
         try:
-            self.services.checks.processes_ended({vm_id: (process, cause)})
+            self.services.checks.processes_ended({vm_id: Ended(process, cause)})
         except StoreUnavailable:
             self.world.clockwork.after(_AGAIN_S, lambda: self._do(lambda: self._told(vm_id, process, cause)))
 

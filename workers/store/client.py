@@ -1,5 +1,6 @@
 """One Redis connection pool with deadlines, and the one place where Redis errors become ours."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -7,28 +8,58 @@ from typing import Any, cast
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
 from workers.domain.errors import StoreUnavailable
 
 Script = Callable[..., Any]
+# Told of each call of Redis: how many seconds it took, and whether it failed.
+Observe = Callable[[float, bool], None]
 
 
-def connect(url: str, *, timeout_s: float, connect_timeout_s: float, name: str = "reliability") -> redis.Redis:
+class _Observed(redis.Redis):
+    observe: Observe
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        began = time.monotonic()
+        try:
+            result = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py
+        except NoScriptError:
+            raise  # the first call of a script: it is loaded and called again
+        except (RedisError, OSError):
+            self.observe(time.monotonic() - began, True)  # noqa: FBT003 - of two arguments
+            raise
+        self.observe(time.monotonic() - began, False)  # noqa: FBT003 - the same
+        return result
+
+
+def connect(
+    url: str,
+    *,
+    timeout_s: float,
+    connect_timeout_s: float,
+    name: str = "reliability",
+    observe: Observe = lambda _seconds, _failed: None,
+) -> redis.Redis:
     """Return a client whose every call ends within the timeout; nothing is retried behind the caller's back but once.
 
     The one retry replaces a pooled connection that the server closed while it was idle; every write of ours may
     safely be sent twice, because its revision or its owner guards it.
     """
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=connect_timeout_s,
-        socket_keepalive=True,
-        client_name=name,
-        retry=Retry(NoBackoff(), 1),
+    client = cast(
+        "_Observed",
+        _Observed.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=connect_timeout_s,
+            socket_keepalive=True,
+            client_name=name,
+            retry=Retry(NoBackoff(), 1),
+        ),
     )
+    client.observe = observe
+    return client
 
 
 @contextmanager

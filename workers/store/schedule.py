@@ -31,9 +31,9 @@ class RedisSchedule:
             reply = self._claim(keys=[self._keys.due], args=[self._keys.prefix, limit, *self._args])
         checks: list[tuple[str, list[str]]] = []
         sweeps: list[tuple[str, str]] = []
-        for head, *members in ([part.decode() for part in batch] for batch in reply[2:]):
+        for head, *members in ([part.decode() for part in batch] for batch in reply[3:]):
             if head.startswith("@"):
                 sweeps.append((head[1:], members[0]))
             else:
                 checks.append((head, members))
-        return DueChecks(int(reply[0]), checks, sweeps, None if reply[1] < 0 else int(reply[1]))
+        return DueChecks(int(reply[0]), checks, sweeps, None if reply[1] < 0 else int(reply[1]), int(reply[2]))

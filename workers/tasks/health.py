@@ -2,7 +2,7 @@
 
 from workers import queues
 from workers.app import app
-from workers.bootstrap import host_runtime
+from workers.bootstrap_host import host_runtime
 from workers.tasks.arguments import BadArgument, number_of, vm_ids_of
 
 

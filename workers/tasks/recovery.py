@@ -4,7 +4,7 @@ from typing import Any
 
 from workers import queues
 from workers.app import app
-from workers.bootstrap import host_runtime
+from workers.bootstrap_host import host_runtime
 from workers.crashpoints import Point, reach
 from workers.domain.recovery import WakeUp
 from workers.services.recovery import ForHost, Result, RetryIn

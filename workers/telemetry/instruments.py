@@ -190,7 +190,20 @@ BEAT_REDIS_ERRORS = _fleet(
 
 METRICS: tuple[Metric, ...] = tuple(each for each in list(globals().values()) if isinstance(each, Metric))
 PER_VM = (CHECKS, CHECK_FAILURES, LOST, ORPHANED, ATTEMPTS, SUCCESS)
-FLEET_METRICS = tuple(metric for metric in METRICS if metric.kind and metric.labels[:1] != (HOST,)) + (
+OF_BEAT = (
+    FLEET_VMS,
+    FLEET_SLOTS_USED,
+    FLEET_SLOTS_LIMIT,
+    FLEET_STORM,
+    BREAKERS,
+    HALTED_HOSTS,
     HOST_AGE,
     HOST_VMS,
+    BEAT_LAG,
+    BEAT_TICK,
+    BEAT_CLAIMED,
+    BEAT_MESSAGES,
+    REFUSED_WRITES,
+    BEAT_REDIS_ERRORS,
 )
+OF_WORKER = tuple(metric for metric in METRICS if metric not in OF_BEAT)

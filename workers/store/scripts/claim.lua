@@ -2,7 +2,8 @@
 -- A VM's next time is its place in the interval: the host's phase, plus one of a few steps so that big hosts are
 -- checked in several messages. Hosts without a live worker get no messages, and no backlog: their time just moves on.
 -- KEYS: 1 due. ARGV: 1 prefix, 2 limit, 3 check interval, 4 most VMs per message, 5... pairs of sweep kind and interval.
--- Returns {now, ms until the next member is due or -1, {host, vm id...}..., } with sweeps as {"@kind", host}
+-- Returns {now, ms until the next member is due or -1, for how long (ms) the first one had been due, {host, vm id...}...,
+--   } with sweeps as {"@kind", host}
 local due, prefix = KEYS[1], ARGV[1]
 local limit, interval, per_message = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local sweeps = {}
@@ -24,7 +25,7 @@ end
 
 local function after(every, offset) return now + every - ((now - offset) % every) end
 
-local reply, batches = {now, -1}, {}
+local reply, batches = {now, -1, 0}, {}
 local function hand_out(name, member)
   local batch = batches[name]
   if not batch or #batch > per_message then
@@ -35,6 +36,8 @@ local function hand_out(name, member)
   batch[#batch + 1] = member
 end
 
+local most_overdue = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
+if most_overdue[2] then reply[3] = math.max(0, math.floor(now - most_overdue[2])) end
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, limit)) do
   local kind, of = string.match(member, '^@([a-z_]+):(.+)$')
   if kind then

@@ -144,11 +144,14 @@ end
 local function why_waits(id, place)
   local host = string.match(place, '^host:(.+)$')
   local scope = string.match(place, '^breaker:(.+)$')
-  if scope then return 'breaker ' .. scope .. ' is ' .. string.gsub(breaker_at(scope).state, '_', '-') end
-  if quarantine() > 0 then return 'redis was started again, leases may have been lost' end
-  if host and not is_served(host) then return 'nothing is recovered on its host now: no worker serves it, or it is halted' end
-  local guard = storm_at(place) and ', storm guard' or ''
-  return string.format('no free recovery slot of the %s (%d%s)', host and 'host' or 'fleet', cap(place), guard)
+  if scope then return 'breaker ' .. scope .. ' is ' .. string.gsub(breaker_at(scope).state, '_', '-'), 'breaker' end
+  if quarantine() > 0 then return 'redis was started again, leases may have been lost', 'quarantine' end
+  if host and not is_served(host) then
+    return 'nothing is recovered on its host now: no worker serves it, or it is halted', 'halted'
+  end
+  local storm = storm_at(place)
+  local why = 'no free recovery slot of the %s (%d%s)'
+  return string.format(why, host and 'host' or 'fleet', cap(place), storm and ', storm guard' or ''), storm and 'storm' or 'slot'
 end
 
 -- The end of every script that may have freed a slot: calls who is next, and tells of who has to wait from now on.
@@ -160,7 +163,8 @@ local function call_and_tell()
     local id, place = wait[1], wait[2]
     local vm = redis.call('HMGET', vm_key(id), 'ln', 'host')
     if vm[1] == place then
-      tell('deferred', 'recovery', why_waits(id, place), {vm_id = id, host = vm[2], scope = place})
+      local why, cause = why_waits(id, place)
+      tell('deferred', 'recovery', why, {vm_id = id, host = vm[2], scope = place, cause = cause})
     end
   end
 end

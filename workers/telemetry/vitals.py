@@ -1,0 +1,78 @@
+"""Whether this process lives: everything that should go on is seen, and everything that should end does."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """Something that stands still, for so many seconds; `limit_s` is how many it may."""
+
+    what: str
+    for_s: float
+    limit_s: float
+
+    def __str__(self) -> str:
+        return f"{self.what} has stood still for {self.for_s:.0f} s, the limit is {self.limit_s:.0f} s"
+
+
+@dataclass
+class Vitals:
+    """May be called from any thread, and costs about a microsecond. `patience_s` is how long a pulse is good for."""
+
+    patience_s: float = 30.0
+    monotonic: Callable[[], float] = time.monotonic
+    _pulses: dict[str, float] = field(default_factory=dict)
+    _open: dict[Hashable, tuple[str, float, float]] = field(default_factory=dict)
+    _troubles: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def pulse(self, what: str) -> None:
+        """It goes on, and should be heard of again within `patience_s`."""
+        self._pulses[what] = self.monotonic()
+
+    def over(self, what: str) -> None:
+        """It ended on purpose: nobody waits for its next pulse."""
+        self._pulses.pop(what, None)
+
+    def begin(self, token: Hashable, what: str, within_s: float | None = None) -> None:
+        """Something began that should end within so many seconds, `patience_s` if not said; `token` is its own."""
+        with self._lock:
+            self._open[token] = (what, self.monotonic(), within_s or self.patience_s)
+
+    def end(self, token: Hashable) -> None:
+        with self._lock:
+            self._open.pop(token, None)
+
+    def trouble(self, what: str, why: str) -> None:
+        """It does not work now, which is nobody's death: there is no work to be had until it does."""
+        self._troubles[what] = why
+
+    def well(self, what: str) -> None:
+        self._troubles.pop(what, None)
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        return dict(self._troubles)
+
+    def ages_s(self) -> dict[str, float]:
+        """How long ago each pulse came, and each thing that is not ended yet began (the oldest of a name)."""
+        now = self.monotonic()
+        with self._lock:
+            opened = sorted(((what, now - at) for what, at, _ in self._open.values()), key=lambda each: each[1])
+        return {what: now - at for what, at in list(self._pulses.items())} | dict(opened)
+
+    def stalls(self) -> list[Stall]:
+        now = self.monotonic()
+        with self._lock:
+            watched = [Stall(what, now - at, within_s) for what, at, within_s in self._open.values()]
+        watched += [Stall(what, now - at, self.patience_s) for what, at in list(self._pulses.items())]
+        return [stall for stall in watched if stall.for_s > stall.limit_s]
+
+
+# Celery makes transports, consumers and tasks without a way to hand them anything: they tell the process's own.
+VITALS = Vitals()
+MAIN_LOOP, WATCHER, HEARTBEAT, CONSUMER, SCHEDULER = "main loop", "watcher", "heartbeat", "consumer", "scheduler"
+REDIS, BROKER, HOST_LEASE = "redis", "broker", "host lease"
