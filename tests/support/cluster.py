@@ -39,6 +39,9 @@ SHORT = {
     "WORKER__HOST_LEASE": "2s",
     "BEAT__MAX_INTERVAL": "50ms",
     "BROKER__POLLING_INTERVAL": "200ms",
+    # Any free one: tests run beside each other, and beside what the machine does.
+    "TELEMETRY__WORKER_PORT": "0",
+    "TELEMETRY__BEAT_PORT": "0",
 }
 
 

@@ -22,7 +22,16 @@ from tests.support.dashboards import (
     recorded,
     selectors,
 )
-from workers.telemetry.instruments import HOST, METRICS, Kind
+from workers.telemetry.instruments import (
+    BEAT_CLAIMED,
+    BEAT_MESSAGES,
+    BEAT_REDIS_ERRORS,
+    HOST,
+    HOST_AGE,
+    HOST_VMS,
+    METRICS,
+    Kind,
+)
 
 ALL = dashboards()
 QUERIES = list(queries())
@@ -37,6 +46,10 @@ GROWING = {each.name: set(each.labels) for each in METRICS if each.kind is Kind.
     each.name + part: set(each.labels) for each in METRICS if each.kind is Kind.HISTOGRAM for part in HISTOGRAM_PARTS
 }
 SERIES = GAUGES | GROWING
+# Every beat tells the same of these, so their sum would be too large by the number of beats. Each counts its own work.
+TOLD_BY_EACH_BEAT = {each.name for each in METRICS if HOST not in each.labels or each in (HOST_AGE, HOST_VMS)} - {
+    each.name for each in (BEAT_CLAIMED, BEAT_MESSAGES, BEAT_REDIS_ERRORS)
+}
 
 each_dashboard = pytest.mark.parametrize("dashboard", ALL.values(), ids=ALL)
 each_panel = pytest.mark.parametrize(
@@ -165,6 +178,16 @@ def test_a_query_of_hosts_asks_for_the_hosts_that_were_chosen(query: Query) -> N
     for each in selectors(query.expr):
         if HOST in SERIES.get(each.name, ()):
             assert each.matchers.get(HOST) == "=~$host", each.name
+
+
+@each_query
+def test_what_every_beat_tells_is_not_added_up(query: Query) -> None:
+    for name in TOLD_BY_EACH_BEAT & {each.name for each in selectors(query.expr)}:
+        greatest = re.findall(rf"\bmax(?: by \([^)]*\) | ?)\((?:increase\()?{name}\b", query.expr)
+        of_a_share = re.findall(rf"\bsum_over_time\({name}\b", query.expr)  # above and below the line alike
+
+        assert len(greatest) + len(of_a_share) == len(re.findall(rf"\b{name}\b", query.expr))
+        assert not of_a_share or " / " in query.expr
 
 
 @each_query

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -120,3 +122,24 @@ def test_the_secrets_of_urls_and_header_variables_are_found() -> None:
 
 def test_a_secret_that_is_no_text_of_unicode_does_no_harm() -> None:
     assert Redaction(["s3cret\udcff"]).text("say s3cret\udcff") == "say ***"
+
+
+def test_a_program_logs_none_of_the_secrets_in_its_settings() -> None:
+    environ = {
+        "HOME": "/nonexistent",
+        "RELIABILITY_HOST": "h1",
+        "RELIABILITY_REDIS__URL": "redis://:first-s3cret@h/0",
+        "RELIABILITY_BROKER__URL": "redis://:second-s3cret@h/1",
+        "RELIABILITY_FLOWER__BASIC_AUTH": "admin:third-s3cret",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "x-team=fourth-s3cret",
+    }
+    program = (
+        "import logging; from workers.app import start_logging; start_logging();"
+        "logging.getLogger('library').warning('first-s3cret second-s3cret third-s3cret fourth-s3cret')"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=30, check=True
+    )
+
+    assert 'event="*** *** *** ***" component=library host=h1' in ended.stderr

@@ -40,7 +40,7 @@ class DemoFleet:
         self.sampler = SamplerProcess(home.state, home.samples)
         self.files = HostFiles(home.state)
         self.password = secrets.token_urlsafe(16)
-        self.flower_port = free_port()
+        self.flower_port, self.worker_port, self.beat_port = free_port(), free_port(), free_port()
         self._log = log
         self._processes: Processes | None = None
         self._timeline: Timeline | None = None
@@ -77,6 +77,11 @@ class DemoFleet:
     def flower_url(self) -> str:
         return f"http://127.0.0.1:{self.flower_port}"
 
+    @property
+    def monitored_urls(self) -> tuple[str, str]:
+        """Where the worker and the beat show themselves."""
+        return f"http://127.0.0.1:{self.worker_port}", f"http://127.0.0.1:{self.beat_port}"
+
     def curl(self, vm_id: str) -> str:
         """Return a line that asks Flower for a recovery. The password stands in a file, not on the command line."""
         target = f"{self.flower_url}/api/task/async-apply/{RECOVER_TASK}"
@@ -99,6 +104,8 @@ class DemoFleet:
             "redis.url": self.server.url(0),
             "broker.url": self.server.url(1),
             "flower.port": str(self.flower_port),
+            "telemetry.worker_port": str(self.worker_port),
+            "telemetry.beat_port": str(self.beat_port),
             "flower.basic_auth": f"{USER}:{self.password}",
             "log.format": "logfmt",
             **SHORT,

@@ -101,6 +101,8 @@ class Stage:
         if not session.until_flower_answers(lambda: _answers(fleet)):
             raise NotReady("Flower did not answer")
         say(f"  Flower: {fleet.flower_url}  user {USER}  password {fleet.password}")
+        worker, beat = fleet.monitored_urls
+        say(f"  metrics, health and status: {worker}/metrics (/healthz, /readyz, /status), the same at {beat}")
         say(f"  ask for a recovery by hand: {fleet.curl(fleet.vm_ids[0])}")
 
     def _tell(self, report: Report, fleet: DemoFleet, session: Session) -> None:

@@ -93,7 +93,8 @@ class OrphanDetection:
         report.found_dead += sum(seen.ruling.certain for seen in looks.values())
         certain = {vm_id: seen for vm_id, seen in looks.items() if seen.ruling.certain}
         if certain:
-            self._telemetry.looked(snapshot.found, certain, snapshot.now_ms)
+            news = {vm_id: seen for vm_id, seen in certain.items() if snapshot.found[vm_id].record.state in _JUDGED}
+            self._telemetry.looked(snapshot.found, news, snapshot.now_ms)
             self._checks.settle(snapshot, certain)
 
     def _drive(self, snapshot: Snapshot, report: SweepReport) -> None:

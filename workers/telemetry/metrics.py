@@ -102,6 +102,8 @@ class MetricsTelemetry:
                 labels = (found[vm_id].record.driver, vm_id)
                 _add(counts, m.CHECKS, labels, 1)
                 _add(counts, m.CHECK_FAILURES, labels, seen.ruling.verdict is Verdict.FAIL)
+                for metric in (m.ATTEMPTS, m.SUCCESS):
+                    _add(counts, metric, labels, 0)
         self._series.count_all(counts)
 
     def _know(self, driver: str) -> None:

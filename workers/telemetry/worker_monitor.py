@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers.domain.audit import Deferral
 from workers.domain.errors import StoreUnavailable
 from workers.domain.vm import State
-from workers.ports import Halt
+from workers.ports import Halt, Ignorance
 from workers.settings import Settings
 from workers.store.survey import HostSurvey
 from workers.store.weather import Weather
@@ -53,8 +54,12 @@ class WorkerMonitor:
         )
         self.metrics = MetricsTelemetry(self.monitor.series, per_vm=settings.telemetry.per_vm)
         self.monitor.series.gauge(m.STRAYS, 0)
+        begin = self.monitor.series.count
         for metric in (m.LEASES_LOST, m.UNSENT, m.REDIS_ERRORS, m.MONITOR_FAULTS, m.REAPED):
-            self.monitor.series.count(metric, by=0)
+            begin(metric, by=0)
+        for metric, causes in ((m.DEFERRALS, Deferral), (m.IGNORED, Ignorance), (m.STORMS, ("host", "fleet"))):
+            for cause in causes:
+                begin(metric, str(cause), by=0)
 
     @property
     def vitals(self) -> Vitals:
