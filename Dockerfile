@@ -27,7 +27,7 @@ RUN python -m venv --without-pip /opt/reliability \
 
 FROM ${BASE}
 # The folder belongs to the user already, so that a volume mounted there does, too.
-RUN useradd --system --uid 10001 --home-dir /var/lib/metald-reliability --shell /usr/sbin/nologin reliability \
+RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/metald-reliability --shell /usr/sbin/nologin reliability \
     && install --directory --owner reliability --mode 0700 /var/lib/metald-reliability
 COPY --from=build /opt/reliability /opt/reliability
 ENV PATH=/opt/reliability/bin:$PATH \

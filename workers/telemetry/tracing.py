@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
 from workers.domain.audit import Event, EventKind, trace_id_of
-from workers.domain.evidence import Observation, Verdict
+from workers.domain.evidence import Evidence, Observation, Verdict
 from workers.domain.vm import Episode, Reason, State, VmRecord
 from workers.ports import Ignorance, Stored, Work
 
@@ -91,7 +91,7 @@ class TracingTelemetry:
         span = trace.get_current_span()
         if not span.is_recording():
             return
-        failing = [vm_id for vm_id, seen in looks.items() if seen.ruling.verdict is not Verdict.PASS]
+        failing = [vm_id for vm_id, seen in looks.items() if _fails(seen)]
         for vm_id in failing[:_MOST_EVENTS]:
             seen = looks[vm_id]
             facts = {"vm_id": vm_id, "evidence": seen.evidence, "detail": seen.detail, "verdict": seen.ruling.verdict}
@@ -130,6 +130,11 @@ class TracingTelemetry:
         story = trace.set_span_in_context(NonRecordingSpan(_root_of(episode)), context_api.Context())
         with self._tracer.start_as_current_span(Work.ATTEMPT, story, links=links, attributes=_about(record)):
             yield
+
+
+def _fails(seen: Observation) -> bool:
+    """A VM that waits for its first start does not fail."""
+    return seen.ruling.verdict is not Verdict.PASS and seen.evidence is not Evidence.NOT_STARTED
 
 
 def _about(record: VmRecord) -> dict[str, str | int]:
