@@ -101,14 +101,14 @@ def test_what_is_owed_is_written_at_the_end(told: Told) -> None:
 
 
 def test_an_owed_line_has_the_time_and_context_of_its_own(told: Told) -> None:
-    for task in ("one", "two"):
-        with structlog.contextvars.bound_contextvars(task_id=task):
+    for span in ("one", "two"):
+        with structlog.contextvars.bound_contextvars(span_id=span):
             LIBRARY.warning("gone")
     told.now += 60
-    with structlog.contextvars.bound_contextvars(task_id="three"):
+    with structlog.contextvars.bound_contextvars(span_id="three"):
         LIBRARY.info("next")
 
-    assert [record["task_id"] for record in told.records] == ["one", "two", "three"]
+    assert [record["span_id"] for record in told.records] == ["one", "two", "three"]
     times = [record["timestamp"] for record in told.records]
     assert times == sorted(times)
 
@@ -118,6 +118,8 @@ def test_only_what_is_the_same_in_all_but_its_moment_is_a_repetition(told: Told)
     log.warning("failed", vm_id="vm-1", trace_id="1" * 32)
     log.warning("failed", vm_id="vm-1", trace_id="2" * 32)
     log.error("failed", vm_id="vm-1")
+    log.warning("failed", vm_id="vm-1", task_id="task-1")
+    log.warning("failed", vm_id="vm-1", task_id="task-2")
     log.warning("failed", vm_id="vm-2")
     logging.getLogger("other").warning("failed")
     LIBRARY.warning("failed")
@@ -125,7 +127,7 @@ def test_only_what_is_the_same_in_all_but_its_moment_is_a_repetition(told: Told)
     fail("one")
     fail("two")
 
-    assert len(told.records) == 7
+    assert len(told.records) == 9
 
 
 def test_what_is_no_failure_and_what_was_decided_is_always_written(told: Told) -> None:
