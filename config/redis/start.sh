@@ -4,10 +4,10 @@
 # not in what ACL LIST answers.
 set -eu
 
-: "${REDIS_PASSWORD:?the password of user fleet, see .env.example}"
+: "${REDIS_PASSWORD:?the password of user reliability, see .env.example}"
 hash=$(printf %s "$REDIS_PASSWORD" | sha256sum | cut -d ' ' -f 1)
 unset REDIS_PASSWORD
-users=$(sed "s/FLEET_SHA256/$hash/" /etc/redis/users.acl)
+users=$(sed "s/PASSWORD_SHA256/$hash/" /etc/redis/users.acl)
 
 exec redis-server "$@" - <<USERS
 $users

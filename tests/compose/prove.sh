@@ -44,7 +44,7 @@ tidy_up() {
     if [ -n "$DOCKERD_PID" ] && kill -0 "$DOCKERD_PID" 2>/dev/null; then
         if [ "$status" -ne 0 ]; then
             compose ps
-            compose logs --tail 40
+            compose logs --no-color --tail 20
         fi
         compose down --volumes --timeout 15 >/dev/null 2>&1
         kill "$DOCKERD_PID"
@@ -304,8 +304,8 @@ prove() {
 
     say "Prometheus scrapes the worker and both beats, evaluates the rules, and knows Alertmanager"
     within 90 targets_up || fail "not all targets are up"
-    prometheus query --data-urlencode 'query=up' |
-        about '*(f"{each["metric"]["job"]} {each["metric"]["instance"]} {each["value"][1]}" for each in it["data"]["result"]), sep="\n"'
+    prometheus query --data-urlencode 'query=up' | about '"\n".join(
+        " ".join([each["metric"]["job"], each["metric"]["instance"], each["value"][1]]) for each in it["data"]["result"])'
     # Each group has its turn within its interval.
     sleep 35
     prometheus rules >"$WORK/rules"

@@ -183,5 +183,5 @@ def test_redis_shuts_its_default_user_without_stripping_it() -> None:
 
     assert users["default"] == ["reset", "off", "~*", "&*", "+@all"]
     assert users["health"] == ["reset", "on", "nopass", "-@all", "+ping"]
-    assert "#FLEET_SHA256" in users["fleet"]
-    assert "-@dangerous" in users["fleet"]
+    assert "#PASSWORD_SHA256" in users["reliability"]
+    assert "-@dangerous" in users["reliability"]

@@ -71,12 +71,36 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 )
 @click.option("--seed", type=int, help="Repeat the faults of an earlier run.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write what was measured.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65534),
+    help="Port of the worker's metrics, for a Prometheus of yours; the beat's is the next one.  [default: free ones]",
+)
 @click.option("--keep", is_flag=True, help="Leave the fleet running until Ctrl-C, to try things.")
-def demo(vms: int, faults: int, driver: str, seed: int | None, json_file: Path | None, *, keep: bool) -> int:
+def demo(
+    vms: int,
+    faults: int,
+    driver: str,
+    seed: int | None,
+    json_file: Path | None,
+    metrics_port: int | None,
+    *,
+    keep: bool,
+) -> int:
     """Watch a small fleet being broken and mended, on this machine.
 
     Starts its own Redis, worker and beat in a temporary folder, and touches nothing else.
     """
     from workers.demo import run  # noqa: PLC0415 - the demo loads much
 
-    return int(run(vms=vms, faults=faults, driver=driver, seed=seed, json_file=json_file, keep=keep))
+    return int(
+        run(
+            vms=vms,
+            faults=faults,
+            driver=driver,
+            seed=seed,
+            json_file=json_file,
+            keep=keep,
+            metrics_port=metrics_port,
+        )
+    )

@@ -17,9 +17,18 @@ GOOD, BAD, USAGE = 0, 1, 2
 _SEEDS = 1_000_000
 
 
-def run(*, vms: int, faults: int, driver: str, seed: int | None, json_file: Path | None, keep: bool) -> int:
+def run(
+    *,
+    vms: int,
+    faults: int,
+    driver: str,
+    seed: int | None,
+    json_file: Path | None,
+    keep: bool,
+    metrics_port: int | None = None,
+) -> int:
     """Return 0 when every fault was recovered and nothing else happened, 1 when not, 2 when it could not begin."""
-    wish = Wish(vms, faults, driver, secrets.randbelow(_SEEDS) if seed is None else seed, json_file, keep)
+    wish = Wish(vms, faults, driver, secrets.randbelow(_SEEDS) if seed is None else seed, json_file, keep, metrics_port)
     if why := _unusable(wish):
         return _refuse(why)
     screen = screen_for(Console(highlight=False))

@@ -34,13 +34,17 @@ class LeftBehind(ReliabilityError):
 class DemoFleet:
     """`start` and the rest may be called in the main thread only; `close` at any time, also after a failed `start`."""
 
-    def __init__(self, home: Home, cast: Cast, vm_ids: Sequence[str], log: IO[bytes]) -> None:
+    def __init__(
+        self, home: Home, cast: Cast, vm_ids: Sequence[str], log: IO[bytes], *, metrics_port: int | None = None
+    ) -> None:
         self.home, self.cast, self.vm_ids = home, cast, vm_ids
         self.server = EmbeddedServer(home.server)
         self.sampler = SamplerProcess(home.state, home.samples)
         self.files = HostFiles(home.state)
         self.password = secrets.token_urlsafe(16)
-        self.flower_port, self.worker_port, self.beat_port = free_port(), free_port(), free_port()
+        self.flower_port = free_port()
+        self.worker_port = metrics_port or free_port()
+        self.beat_port = metrics_port + 1 if metrics_port else free_port()
         self._log = log
         self._processes: Processes | None = None
         self._timeline: Timeline | None = None

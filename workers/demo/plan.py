@@ -47,7 +47,7 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the user asked for."""
+    """What the user asked for. `metrics_port` is the worker's, the next one the beat's; None: any free ones."""
 
     vms: int
     faults: int
@@ -55,6 +55,7 @@ class Wish:
     seed: int
     json_file: Path | None
     keep: bool
+    metrics_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

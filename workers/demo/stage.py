@@ -58,7 +58,7 @@ class Stage:
         vm_ids = names(self.wish.vms)
         if not are_free(vm_ids, self.home):
             vm_ids = names(self.wish.vms, f"{secrets.token_hex(2)}-")
-        fleet = DemoFleet(self.home, chosen, vm_ids, log)
+        fleet = DemoFleet(self.home, chosen, vm_ids, log, metrics_port=self.wish.metrics_port)
         try:
             with self._taken_down(fleet):
                 return self._play(fleet)
@@ -93,6 +93,8 @@ class Stage:
         say(f"  VMs: {fleet.cast.label}")
         say(f"  logs of all processes: {self.log_name}")
         fleet.start()
+        worker, beat = fleet.monitored_urls
+        say(f"  metrics of worker and beat: {worker}/metrics  {beat}/metrics  (and /healthz, /readyz, /status)")
         there = production(self.home.state)
         say(f"  short intervals (production): {beside_production(fleet.settings, there)}")
         took_s = session.until_healthy()
@@ -101,8 +103,6 @@ class Stage:
         if not session.until_flower_answers(lambda: _answers(fleet)):
             raise NotReady("Flower did not answer")
         say(f"  Flower: {fleet.flower_url}  user {USER}  password {fleet.password}")
-        worker, beat = fleet.monitored_urls
-        say(f"  metrics, health and status: {worker}/metrics (/healthz, /readyz, /status), the same at {beat}")
         say(f"  ask for a recovery by hand: {fleet.curl(fleet.vm_ids[0])}")
 
     def _tell(self, report: Report, fleet: DemoFleet, session: Session) -> None:

@@ -24,7 +24,7 @@ from workers.telemetry.redaction import Redaction
 from workers.telemetry.repeats import Repeats
 from workers.telemetry.story import DECISIONS
 
-_FIRST = ["timestamp", "level", "event", "component", "vm_id", "host"]
+_FIRST = ["timestamp", "level", "event", "component", "vm_id"]
 # Chatter that says nothing an operator acts on.
 _QUIET = {
     "kombu": logging.WARNING,
