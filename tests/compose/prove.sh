@@ -253,7 +253,7 @@ more_than() { [ "$(value "$1")" -gt "$2" ]; }
 
 targets_up() { more_than 'up{job=~"reliability-.*"}' 2; }
 
-pid_of() { reliability vm show "$1" -o json | about 'it["process"]["pid"]'; }
+pid_of() { reliability vm show "$1" -o json | about 'it["vm"]["process"]["pid"]'; }
 
 another_pid() {
     local now

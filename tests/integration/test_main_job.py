@@ -369,7 +369,7 @@ def test_a_message_that_is_none_is_dropped_with_a_word_and_ends_no_worker(shared
         "content-encoding": "utf-8",
     }
     client = redis.Redis.from_url(shared.server.url(1))
-    for text in ("no json at all", "[1]", "\xff", json.dumps(no_task)):
+    for text in ("[1] and more", "[1]", "\xff", json.dumps(no_task)):
         client.lpush("control", text.encode("latin-1"))
     worker.wait_for_log("message dropped", times=3)
     worker.wait_for_log("its message cannot be read")

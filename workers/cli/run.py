@@ -83,8 +83,8 @@ def demo(
     driver: str,
     seed: int | None,
     json_file: Path | None,
-    metrics_port: int | None,
     *,
+    metrics_port: int | None,
     keep: bool,
 ) -> int:
     """Watch a small fleet being broken and mended, on this machine.

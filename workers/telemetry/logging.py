@@ -24,7 +24,8 @@ from workers.telemetry.redaction import Redaction
 from workers.telemetry.repeats import Repeats
 from workers.telemetry.story import DECISIONS
 
-_FIRST = ["timestamp", "level", "event", "component", "vm_id"]
+# The reason before the event: `grep "vm recovery.*failed"` must not find a recovery for reason=health_check_failed.
+_FIRST = ["timestamp", "level", "reason", "event", "component", "vm_id"]
 # Chatter that says nothing an operator acts on.
 _QUIET = {
     "kombu": logging.WARNING,
@@ -218,12 +219,17 @@ def _joined(text: str) -> str:
 
 def _renderer(form: str) -> Processor:
     if form == "json":
-        return structlog.processors.JSONRenderer()
+        render = structlog.processors.JSONRenderer()
+        return lambda logger, method, record: render(logger, method, _in_order(record))
     if form == "console":
         # A traceback arrives here as text; the default formatter would warn of that.
         plain = structlog.dev.plain_traceback
         return structlog.dev.ConsoleRenderer(colors=_wants_colors(), exception_formatter=plain)
     return structlog.processors.LogfmtRenderer(key_order=_FIRST, drop_missing=True, bool_as_flag=False)
+
+
+def _in_order(record: EventDict) -> EventDict:
+    return {name: record[name] for name in _FIRST if name in record} | dict(record)
 
 
 def _wants_colors() -> bool:
