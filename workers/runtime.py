@@ -119,7 +119,12 @@ class HostRuntime:
     def tend(self) -> None:
         """At each heartbeat."""
         self._services.tending.tend()
-        survey = self._surveys.host(self.host)
+        try:
+            survey = self._surveys.host(self.host)
+        except StoreUnavailable as error:
+            # The work goes on: without figures the alerts on their absence do theirs.
+            _log.warning("no figures of this host", error=str(error))
+            return
         off_s = time.time() - survey.now_ms / 1000
         self._judge_clock(off_s)
         halt = self._services.tending.halted
