@@ -127,8 +127,10 @@ class HostRuntime:
             return
         off_s = time.time() - survey.now_ms / 1000
         self._judge_clock(off_s)
-        halt = self._services.tending.halted
-        self.monitor.surveyed(survey, halt=halt, watched=len(self.watcher), off_s=off_s)
+        tending = self._services.tending
+        self.monitor.surveyed(
+            survey, halt=tending.halted, is_paused=tending.is_paused, watched=len(self.watcher), off_s=off_s
+        )
 
     def _judge_clock(self, off_s: float) -> None:
         """Nothing goes by this host's wall clock but log lines and Celery's countdowns: say once that it is off."""

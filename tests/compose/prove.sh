@@ -347,7 +347,9 @@ prove() {
     [ -z "$(docker volume ls --quiet)$(docker ps --all --quiet)" ] || fail "something is left"
 }
 
-# As functions, so that a change of this file does not reach a run that is at work.
-prepare
-prove
-say "PROVEN"
+# Not when this file is sourced, to look into the running containers step by step.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    prepare
+    prove
+    say "PROVEN"
+fi

@@ -23,7 +23,7 @@ class Death:
     vm_id: str
     process: Incarnation
     cause: str | None
-    at: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass(slots=True)

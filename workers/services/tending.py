@@ -28,6 +28,12 @@ class Tending:
         self._host_name, self._not_saved = host_name, not_saved
         self._told: Halt | None = None
         self._has_told = False
+        self._pause: Halt | None = None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the kill switch was on at the last heartbeat, whatever else halts this host."""
+        return self._pause is not None
 
     @property
     def halted(self) -> Halt | None:
@@ -36,7 +42,8 @@ class Tending:
 
     def tend(self) -> None:
         """Raises StoreUnavailable."""
-        self._tell(self._frozen() or self._paused())
+        frozen, self._pause = self._frozen(), self._paused()
+        self._tell(frozen or self._pause)
         if self._told is None or not self._told.frozen:
             self._ledger.tend(self._host_name)
         try:

@@ -15,6 +15,13 @@ from workers.telemetry.story import ends_last_attempt
 SUCCEEDED, ATTEMPT_FAILED, FAILED, WITHDRAWN = "success", "attempt_failed", "failed", "withdrawn"
 OUTCOMES = (SUCCEEDED, ATTEMPT_FAILED, FAILED, WITHDRAWN)
 _NO_REASON = "none"
+# Why VMs are lost. What people ask for is rare, and begins when it comes.
+_REASONS = (
+    Reason.PROCESS_DEAD,
+    Reason.SOCKET_UNREACHABLE,
+    Reason.HEALTH_CHECK_FAILED,
+    Reason.PROCESS_MISMATCH,
+)
 _LOST = frozenset({State.UNHEALTHY, State.ORPHANED})
 _AT_WORK = frozenset({State.UNHEALTHY, State.ORPHANED, State.RECOVERING, State.FAILED})
 # A VM that was in doubt and then forgotten leaves an entry behind: beyond so many, the old ones are dropped.
@@ -102,19 +109,27 @@ class MetricsTelemetry:
                 labels = (found[vm_id].record.driver, vm_id)
                 _add(counts, m.CHECKS, labels, 1)
                 _add(counts, m.CHECK_FAILURES, labels, seen.ruling.verdict is Verdict.FAIL)
+                driver = found[vm_id].record.driver
                 for metric in (m.ATTEMPTS, m.SUCCESS):
                     _add(counts, metric, labels, 0)
+                for reason in _REASONS:
+                    _add(counts, m.LOST, (driver, reason, vm_id), 0)
+                    _add(counts, m.ORPHANED, (driver, reason, vm_id), 0)
         self._series.count_all(counts)
 
     def _know(self, driver: str) -> None:
-        """Begin the counters of a driver at 0, so that their first increase is one, and ratios have both sides."""
+        """Begin the figures of a driver at 0, so that their first increase is one, and ratios have both sides."""
         if driver in self._drivers:
             return
         self._drivers.add(driver)
         counts: _Counts = {(m.OUTCOMES, (driver, outcome)): 0 for outcome in OUTCOMES}
         if not self._per_vm:
             counts |= {(metric, (driver,)): 0 for metric in (m.CHECKS, m.CHECK_FAILURES, m.ATTEMPTS, m.SUCCESS)}
-        for reason in (reason for reason in Reason if reason not in (Reason.NOT_STARTED, Reason.MANUAL)):
+        for outcome in (SUCCEEDED, ATTEMPT_FAILED):
+            self._series.record(m.ATTEMPT_SECONDS, (), driver, outcome)
+        for reason in _REASONS:
+            self._series.record(m.DETECTION_SECONDS, (), driver, reason)
+            self._series.record(m.RECOVERY_SECONDS, (), driver, reason)
             counts[m.FALSE_POSITIVES, (driver, reason)] = 0
             if not self._per_vm:
                 counts |= {(m.LOST, (driver, reason)): 0, (m.ORPHANED, (driver, reason)): 0}

@@ -22,7 +22,7 @@ Labels = tuple[str, ...]
 
 
 class Several(float):
-    """Many measurements handed over at once: their sum, to whoever does not know better."""
+    """Many measurements handed over at once, or none: their sum, to whoever does not know better."""
 
     values: Sequence[float]
 
@@ -47,8 +47,8 @@ class _SeveralBuckets(_ExplicitBucketHistogramAggregation):
             for each in value.values:
                 buckets[bisect_left(self._boundaries, each)] += 1
             mine["_sum"] += value
-            self._min = min(self._min, *value.values)
-            self._max = max(self._max, *value.values)
+            self._min = min(self._min, *value.values, self._min)
+            self._max = max(self._max, *value.values, self._max)
 
 
 class _SeveralAggregation(ExplicitBucketHistogramAggregation):

@@ -90,7 +90,7 @@ class WorkerMonitor:
     def found_strays(self, number: int) -> None:
         self._strays = number
 
-    def surveyed(self, survey: HostSurvey, *, halt: Halt | None, watched: int, off_s: float) -> None:
+    def surveyed(self, survey: HostSurvey, *, halt: Halt | None, is_paused: bool, watched: int, off_s: float) -> None:
         """At each heartbeat that Redis took."""
         self._survey, self._halt, self._watched, self._off_s = survey, halt, watched, off_s
         states = survey.states
@@ -106,7 +106,7 @@ class WorkerMonitor:
             m.STRAYS: self._strays,
             m.BUDGET_LEFT: max(0, self._per_hour - survey.destroyed),
             m.FROZEN: halt is not None and halt.frozen,
-            m.KILL_SWITCH: halt is not None and not halt.frozen,
+            m.KILL_SWITCH: is_paused,
             m.STORM: survey.storm,
             m.WATCHED: watched,
             m.CLOCK_SKEW: off_s,

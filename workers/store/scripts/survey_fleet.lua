@@ -8,7 +8,10 @@ for _, state in ipairs({'starting', 'healthy', 'degraded', 'unhealthy', 'orphane
   seen.states[state] = redis.call('SCARD', prefix .. ':in:' .. state)
 end
 for _, scope in ipairs(redis.call('SMEMBERS', prefix .. ':breakers')) do
-  local kind, state = string.match(scope, '^[a-z]+'), redis.call('HGET', breaker_key(scope), 'state')
+  local kind, found = string.match(scope, '^[a-z]+'), redis.call('HMGET', breaker_key(scope), 'state', 'opened', 'cooldown')
+  local state = found[1]
+  -- It is written down only when somebody asks it: by its time it may be probed already.
+  if state == 'open' and now - tonumber(found[2] or 0) >= tonumber(found[3] or 0) then state = 'half_open' end
   if state then
     local name = kind .. ' ' .. state
     seen.breakers[name] = (seen.breakers[name] or 0) + 1
