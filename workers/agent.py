@@ -18,7 +18,7 @@ from celery.signals import task_postrun, task_prerun
 from celery.worker import state as worker_state
 
 from workers.domain.errors import StoreUnavailable
-from workers.telemetry.vitals import BROKER, HEARTBEAT, HOST_LEASE, MAIN_LOOP, REDIS, VITALS
+from workers.telemetry.vitals import BROKER, CONSUMER, HEARTBEAT, HOST_LEASE, MAIN_LOOP, REDIS, VITALS
 
 _log = structlog.get_logger(component="worker")
 
@@ -83,6 +83,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         self._runtime = start_host_runtime(settings, parent.app)
         VITALS.trouble(BROKER, "not asked for messages yet")
         _watch_tasks(settings.visibility_timeout.total_seconds())
+        self._longest_round_s = _longest_round_s(settings)
         self._runtime.monitor.monitor.start()
         self._take_host()
         self._runtime.watcher.start()
@@ -117,7 +118,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         outage = Outage()
         is_watching = False
         while not self._stopping.is_set():
-            VITALS.pulse(HEARTBEAT)
+            VITALS.pulse(HEARTBEAT, self._longest_round_s)
             try:
                 self._heartbeat()
                 VITALS.well(REDIS)
@@ -179,12 +180,20 @@ class LoopPulse(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
-        parent.timer.call_repeatedly(_LOOP_PULSE_S, VITALS.pulse, (MAIN_LOOP,))
+        parent.timer.call_repeatedly(_LOOP_PULSE_S, VITALS.pulse, (MAIN_LOOP, _LOOP_PULSE_S))
 
     def stop(self, parent: Any) -> None:
         """What follows is the end of this worker, or the next try to connect."""
         del parent
         VITALS.over(MAIN_LOOP)
+        VITALS.end(CONSUMER)
+
+
+def _longest_round_s(settings: Any) -> float:
+    """Of heartbeats: the pause between two, and some calls of a Redis that does not answer."""
+    redis = settings.redis
+    pause_s = max(settings.worker.host_lease.total_seconds() / 3, _LONGEST_WAIT_S)
+    return float(pause_s + 4 * (redis.timeout + redis.connect_timeout).total_seconds())
 
 
 def _watch_tasks(longest_s: float) -> None:

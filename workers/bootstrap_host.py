@@ -24,7 +24,7 @@ from workers.host.memory import HostMemory
 from workers.host.rundir import HostFiles
 from workers.host.trouble import Trouble
 from workers.host.vmm_host import LocalVmmHost
-from workers.host.watcher import Watcher
+from workers.host.watcher import ROUND_S, Watcher
 from workers.messages import CeleryWakeups, NoWakeups
 from workers.ports import StrayFound, Telemetry
 from workers.runtime import Deaths, HostLease, HostRuntime
@@ -107,7 +107,7 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
         vantage,
         on_deaths=deaths.deliver,
         on_cause=deaths.note_cause,
-        on_round=lambda: monitor.vitals.pulse(WATCHER),
+        on_round=lambda: monitor.vitals.pulse(WATCHER, ROUND_S),
     )
     trouble = Trouble(files.runs_dir, clock, redis_back_s=settings.health_check.timeout.total_seconds())
 

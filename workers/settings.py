@@ -180,7 +180,7 @@ class Telemetry(_Section):
     beat_port: Annotated[Whole, Field(ge=0, le=65535)] = 9809
     per_vm: bool = False
     otlp_endpoint: CollectorUrl | None = None
-    # How long something that should go on may stand still before /healthz turns red.
+    # How long what should go on may stand still, beyond its own interval, before /healthz turns red.
     stalled_after: Annotated[Duration, between("1s", "1h")] = timedelta(seconds=30)
 
 
@@ -284,8 +284,6 @@ _ORDERS = (
     _Order("recovery.per_host", "worker.concurrency", "some threads must stay free for checks", may_equal=False),
     _Order("breaker.cooldown", "breaker.max_cooldown", "the first cool-down is the shortest"),
     _Order("breaker.probes", "recovery.per_fleet", "a probe needs a slot"),
-    _Order("broker.polling_interval", "telemetry.stalled_after", "a consumer that waits for work is not stalled"),
-    _Order("beat.max_interval", "telemetry.stalled_after", "a beat that waits for its time is not stalled"),
 )
 
 

@@ -76,6 +76,7 @@ def test_prometheus_takes_the_configuration_and_finds_the_rules_by_it() -> None:
     assert f"{len(RULE_FILES)} rule files found" in said
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.stem)
 def test_the_rules_do_what_they_say(path: Path) -> None:
     run("promtool", "test", "rules", path)

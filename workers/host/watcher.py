@@ -15,7 +15,7 @@ _LATE_CAUSE_S = 10.0
 _LATE_CAUSE_EVERY_S = 0.5
 _RETRY_S = 0.5
 # At least so often it shows that it lives.
-_ROUND_S = 5.0
+ROUND_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Watcher:
     def _patience(self) -> float:
         if self._undelivered:
             return _RETRY_S
-        return _LATE_CAUSE_EVERY_S if self._late else _ROUND_S
+        return _LATE_CAUSE_EVERY_S if self._late else ROUND_S
 
     def _ended(self, fd: int) -> Death | None:
         if fd == self._wake:

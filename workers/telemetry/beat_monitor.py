@@ -29,7 +29,7 @@ class BeatMonitor:
     def __init__(self, settings: Settings, version: str, *, survey: Callable[[], FleetSurvey]) -> None:
         self._survey_now = survey
         self._survey: FleetSurvey | None = None
-        self._lag_s = 0.0
+        self._lag_s, self._every_s = 0.0, settings.beat.max_interval.total_seconds()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="beat-survey", daemon=True)
         self.monitor = Monitor(
@@ -57,7 +57,7 @@ class BeatMonitor:
     # What the scheduler tells
 
     def ticked(self) -> None:
-        self.monitor.vitals.pulse(SCHEDULER)
+        self.monitor.vitals.pulse(SCHEDULER, self._every_s)
 
     def claimed(self, due: DueChecks) -> None:
         self._has_claimed, self._lag_s = True, due.late_ms / 1000

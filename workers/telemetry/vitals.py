@@ -20,18 +20,21 @@ class Stall:
 
 @dataclass
 class Vitals:
-    """May be called from any thread, and costs about a microsecond. `patience_s` is how long a pulse is good for."""
+    """May be called from any thread, and costs about a microsecond.
+
+    `patience_s` is for how long what should go on may stand still, beyond what it takes in good times.
+    """
 
     patience_s: float = 30.0
     monotonic: Callable[[], float] = time.monotonic
-    _pulses: dict[str, float] = field(default_factory=dict)
+    _pulses: dict[str, tuple[float, float]] = field(default_factory=dict)
     _open: dict[Hashable, tuple[str, float, float]] = field(default_factory=dict)
     _troubles: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def pulse(self, what: str) -> None:
-        """It goes on, and should be heard of again within `patience_s`."""
-        self._pulses[what] = self.monotonic()
+    def pulse(self, what: str, every_s: float = 0.0) -> None:
+        """It goes on, and may take `every_s` until its next pulse."""
+        self._pulses[what] = (self.monotonic(), every_s + self.patience_s)
 
     def over(self, what: str) -> None:
         """It ended on purpose: nobody waits for its next pulse."""
@@ -62,13 +65,13 @@ class Vitals:
         now = self.monotonic()
         with self._lock:
             opened = sorted(((what, now - at) for what, at, _ in self._open.values()), key=lambda each: each[1])
-        return {what: now - at for what, at in list(self._pulses.items())} | dict(opened)
+        return {what: now - at for what, (at, _) in list(self._pulses.items())} | dict(opened)
 
     def stalls(self) -> list[Stall]:
         now = self.monotonic()
         with self._lock:
             watched = [Stall(what, now - at, within_s) for what, at, within_s in self._open.values()]
-        watched += [Stall(what, now - at, self.patience_s) for what, at in list(self._pulses.items())]
+        watched += [Stall(what, now - at, within_s) for what, (at, within_s) in list(self._pulses.items())]
         return [stall for stall in watched if stall.for_s > stall.limit_s]
 
 
