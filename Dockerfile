@@ -3,11 +3,11 @@
 # What runs well in a container: beat, Flower, the command line. They keep nothing on disk.
 #
 # What a worker in a container can do: all it does on a host, for VMMs that are in the same container. It needs its
-# state folder on a volume, and `init: true` or another init that reaps.
+# state folder on a volume, and the pid namespace of the host (`pid: host`): it judges processes of its own namespace only,
+# and a container that is made or started anew has another, in which it would take all VMMs of before for neither alive
+# nor dead, and never bring one back.
 # What it cannot do:
 # - Let VMs outlive it. The VMMs it starts end with its container, at every restart, upgrade or crash of it.
-# - See or signal VMMs outside of its pid namespace. It takes them for neither alive nor dead, and leaves them alone.
-#   A container that is made anew has another pid namespace, unless it uses the host's (`pid: host`).
 # - Start real VMs as this image stands: it has no VMM, and its user may open neither /dev/kvm nor TAP devices.
 # So the workers of real VMs run on their hosts, beside containers with everything else: docs/compose.md.
 

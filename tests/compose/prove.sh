@@ -331,11 +331,13 @@ prove() {
     within 60 all_vms_healthy || fail "VMs are missing after Redis was restarted"
     reliability status
 
-    say "the worker's container is restarted: its VMMs died with it"
-    compose restart worker
-    sleep 5
+    say "the worker's container is made anew: its VMMs died with it, and come back"
+    pid=$(pid_of demo-07)
+    compose up -d --force-recreate worker
+    [ ! -e "/proc/$pid" ] || fail "a VMM outlived its container"
     reliability status
-    within 180 all_vms_healthy || fail "the VMs did not come back"
+    within 180 another_pid demo-07 "$pid" || fail "demo-07 did not come back"
+    within 60 all_vms_healthy || fail "not all VMs came back"
     reliability status
 
     say "Redis refused nothing"

@@ -47,6 +47,11 @@ def test_the_worker_belongs_to_the_demo_alone() -> None:
     assert SERVICES["worker"]["profiles"] == SERVICES["demo-vms"]["profiles"] == ["demo"]
 
 
+def test_the_worker_can_judge_the_vmms_of_the_container_before() -> None:
+    """In a pid namespace of its own, a new container would take dead VMs for healthy."""
+    assert SERVICES["worker"]["pid"] == "host"
+
+
 def test_what_is_filled_in_must_be_given_and_says_what_to_do() -> None:
     for braced, bare in VARIABLE.findall(TEXT):
         demanded = DEMANDED.fullmatch(braced)

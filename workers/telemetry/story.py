@@ -1,5 +1,6 @@
 """The Telemetry port as log lines: each decision once, in the words that operators grep for (DESIGN section 10)."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import structlog
 
 from workers.domain.audit import Event, EventKind, trace_id_of
-from workers.domain.evidence import Evidence, Observation, Verdict
+from workers.domain.evidence import RULINGS, Evidence, Observation, Verdict
 from workers.domain.vm import Reason, State, VmRecord
 from workers.ports import Ignorance, Stored, Work
 
@@ -50,6 +51,8 @@ FIRST_STARTS = {
     EventKind.RECOVERED: ("info", "vm started"),
     EventKind.TRANSITION: ("error", "vm could not be started"),
 }
+# More VMs of a batch than this that could not be judged for the same reason are told together.
+_MOST_ALIKE = 5
 _OF_RECOVERY = frozenset({EventKind.ATTEMPT_STARTED, EventKind.ATTEMPT_FAILED, EventKind.RECOVERED, EventKind.DEFERRED})
 
 
@@ -65,9 +68,13 @@ class LogTelemetry:
 
     def looked(self, found: Mapping[str, Stored], looks: Mapping[str, Observation], now_ms: int) -> None:
         del now_ms
-        for vm_id, seen in looks.items():
-            if seen.evidence is not Evidence.ANSWERS:
-                _tell_look(found[vm_id].record, seen)
+        told = [vm_id for vm_id, seen in looks.items() if seen.evidence is not Evidence.ANSWERS]
+        for evidence, number in Counter(looks[vm_id].evidence for vm_id in told).items():
+            if number > _MOST_ALIKE and RULINGS[evidence].verdict is Verdict.INCONCLUSIVE:
+                told = [vm_id for vm_id in told if looks[vm_id].evidence is not evidence]
+                _tell_alike(evidence, {vm_id: seen for vm_id, seen in looks.items() if seen.evidence is evidence})
+        for vm_id in told:
+            _tell_look(found[vm_id].record, looks[vm_id])
 
     def ignored(self, vm_id: str, why: str, cause: Ignorance) -> None:
         _log.info("message changed nothing", component="recovery", vm_id=vm_id, why=why, cause=str(cause))
@@ -97,6 +104,19 @@ def ends_last_attempt(event: Event) -> bool:
 
 def _error_of(record: VmRecord | None) -> str | None:
     return record.episode.error if record is not None and record.episode is not None else None
+
+
+def _tell_alike(evidence: Evidence, looks: Mapping[str, Observation]) -> None:
+    """What is wrong with ourselves is one story, however many VMs it keeps us from seeing."""
+    first, seen = next(iter(looks.items()))
+    _log.warning(
+        "many vm health checks inconclusive",
+        component="health_check",
+        evidence=str(evidence),
+        vms=len(looks),
+        first_vm=first,
+        detail=seen.detail,
+    )
 
 
 def _tell_look(record: VmRecord, seen: Observation) -> None:
