@@ -19,6 +19,7 @@ from workers.bootstrap import Fleet, drivers, health_policy, milliseconds, recov
 from workers.domain.errors import ReliabilityError
 from workers.domain.vm import Vantage, VmRecord
 from workers.host.clock import BootClock
+from workers.host.files import drop_half_written
 from workers.host.identity import incarnation_of, read_vantage
 from workers.host.memory import HostMemory
 from workers.host.rundir import HostFiles
@@ -92,6 +93,7 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
     host, clock = settings.host, BootClock()
     files = HostFiles(settings.state_dir)
     files.prepare()
+    drop_half_written(settings.state_dir)
     memory = HostMemory(settings.state_dir)
     monitor = WorkerMonitor(settings, version(DISTRIBUTION), runs=files.runs_dir)
     fleet = Fleet(settings, redis_client(settings, monitor.called_redis), memory=memory)

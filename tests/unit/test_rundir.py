@@ -1,6 +1,7 @@
 """The files of a VM on its host: what is begun, kept, marked and swept, and what damage does to them."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.support.builders import a_process, a_spec
 from workers.domain.errors import GuardBusy, Paused, StaleGeneration
+from workers.host.files import drop_half_written
 from workers.host.rundir import GENERATIONS_KEPT, HostFiles, Run
 from workers.ports import Kept
 from workers.specs import dump_spec
@@ -193,3 +195,17 @@ def test_the_kill_switch_is_any_file_of_its_name_also_a_dead_link(files: HostFil
 def test_a_state_folder_that_is_gone_counts_as_paused(tmp_path: Path) -> None:
     with pytest.raises(Paused, match="the state folder is gone"):
         HostFiles(tmp_path / "gone").check_kill_switch()
+
+
+def test_what_a_dead_writer_left_half_written_is_dropped_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = tmp_path / "runs" / "vm-1" / "7"
+    folder.mkdir(parents=True)
+    left, ours, other = folder / f"exit.{ended.pid}-1.new", folder / f"exit.{os.getpid()}-1.new", folder / "spec.new"
+    for path in (left, ours, other, folder / "exit.json"):
+        path.touch()
+
+    drop_half_written(tmp_path)
+
+    assert sorted(folder.iterdir()) == sorted([ours, other, folder / "exit.json"])

@@ -15,9 +15,17 @@ def read_json(path: Path) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
+def drop_half_written(folder: Path) -> None:
+    """Remove what writers that died while they wrote have left anywhere below this folder."""
+    for path in folder.rglob("*.new"):
+        pid = path.suffixes[-2].removeprefix(".").partition("-")[0] if len(path.suffixes) > 1 else ""
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: object) -> None:
     """Replace the file as a whole, durably; two threads may do it at once. Raises OSError, and leaves nothing then."""
-    made = path.with_suffix(f".{threading.get_ident()}.new")
+    made = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.new")
     fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:

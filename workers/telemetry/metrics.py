@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from workers.domain.audit import Event, EventKind
 from workers.domain.evidence import Evidence, Observation, Verdict
-from workers.domain.vm import Episode, Reason, State, VmRecord
+from workers.domain.vm import Desired, Episode, EpisodeEnd, Reason, State, VmRecord
 from workers.ports import Ignorance, Stored, Work
 from workers.telemetry import instruments as m
 from workers.telemetry.series import Labels, Series
@@ -24,6 +24,8 @@ _REASONS = (
 )
 _LOST = frozenset({State.UNHEALTHY, State.ORPHANED})
 _AT_WORK = frozenset({State.UNHEALTHY, State.ORPHANED, State.RECOVERING, State.FAILED})
+# Here no doubt is left.
+_SETTLED = frozenset({State.HEALTHY, State.STOPPED})
 # A VM that was in doubt and then forgotten leaves an entry behind: beyond so many, the old ones are dropped.
 _MOST_DOUBTS, _DOUBT_KEPT_S = 1000, 3600.0
 
@@ -76,10 +78,13 @@ class MetricsTelemetry:
         if seen.ruling.verdict is Verdict.PASS:
             self._well_at.pop(record.vm_id, None)
             return
-        if seen.ruling.verdict is not Verdict.FAIL or record.state in _AT_WORK:
+        if seen.ruling.verdict is not Verdict.FAIL or record.state in _AT_WORK or not _is_up(record, seen):
             return
-        age_ms = seen.age_ms if seen.age_ms is not None else now_ms - (stored.checked_ms or now_ms)
-        self._well_at.setdefault(record.vm_id, self._monotonic() - age_ms / 1000)
+        if seen.age_ms is not None:
+            self._well_at[record.vm_id] = self._monotonic() - seen.age_ms / 1000
+        else:
+            since_check_ms = now_ms - (stored.checked_ms or now_ms)
+            self._well_at.setdefault(record.vm_id, self._monotonic() - since_check_ms / 1000)
         if len(self._well_at) > _MOST_DOUBTS:
             oldest = self._monotonic() - _DOUBT_KEPT_S
             self._well_at = {vm_id: at for vm_id, at in self._well_at.items() if at > oldest}
@@ -150,6 +155,8 @@ class MetricsTelemetry:
                     self._decided(event, record)
 
     def _decided(self, event: Event, record: VmRecord) -> None:
+        if event.after in _SETTLED:
+            self._well_at.pop(record.vm_id, None)
         if event.reason is Reason.NOT_STARTED:
             self._first_start(event, record)
             return
@@ -190,6 +197,8 @@ class MetricsTelemetry:
             self._count(m.ORPHANED, record, reason)
         if event.after is State.HEALTHY:
             self._mended_itself(event, record)
+        if event.after is State.STOPPED and _was_withdrawn(record):
+            self._series.count(m.OUTCOMES, record.driver, WITHDRAWN)
         if event.after is State.FAILED and record.episode is not None:
             if ends_last_attempt(event):
                 self._attempt_ended(record, ATTEMPT_FAILED, record.episode, record.episode.ended_ms)
@@ -232,6 +241,19 @@ class MetricsTelemetry:
         here = frozenset(vm_ids())
         for metric in m.PER_VM:
             self._series.forget(metric, lambda labels: labels[-1] not in here)
+
+
+def _is_up(record: VmRecord, seen: Observation) -> bool:
+    """Whether it was up before, and should be still: else nothing is lost with it."""
+    return seen.evidence is not Evidence.NOT_STARTED and record.desired is Desired.RUNNING
+
+
+def _was_withdrawn(record: VmRecord) -> bool:
+    """Whether the stop that led to this record left its last loss with nothing to mend."""
+    episode = record.episode
+    if episode is None or episode.reason is Reason.NOT_STARTED:
+        return False
+    return episode.end is EpisodeEnd.WITHDRAWN and episode.ended_ms == record.since_ms
 
 
 def _add(counts: _Counts, metric: m.Metric, labels: Labels, number: float) -> None:

@@ -123,7 +123,8 @@ class Series:
     def _attributes(self, metric: Metric, labels: Labels) -> dict[str, str]:
         values = labels if self.host is None else (self.host, *labels)
         names = metric.labels if len(values) == len(metric.labels) else (*metric.labels, "vm_id")
-        return dict(zip(names, values, strict=True))
+        # Plain text: OpenTelemetry takes a member of a StrEnum for another value than its text, and makes two series.
+        return {name: str(value) for name, value in zip(names, values, strict=True)}
 
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         self.count_all({(metric, labels): by})
