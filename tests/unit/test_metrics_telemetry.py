@@ -15,7 +15,7 @@ from workers.ports import Change, Ended, Ignorance, Stored, Take
 from workers.services.recovery import RetryIn
 from workers.simulator.host import Faults
 from workers.telemetry import instruments as m
-from workers.telemetry.metrics import OUTCOMES
+from workers.telemetry.metrics import OUTCOMES, MetricsTelemetry
 
 FC = "firecracker"
 
@@ -131,6 +131,25 @@ def test_the_age_of_a_check_message_is_shown_and_is_never_below_zero(site: Site)
     assert site.page().value(m.MESSAGE_AGE.name) == 0
 
 
+def test_the_age_of_messages_is_shown_for_as_long_as_all_of_them_come_late(site: Site) -> None:
+    """They are dropped cheaply, and yet not in silence."""
+    site.world.boot()
+    for age_s in (31, 61, 91):
+        site.clock.advance(30_000)
+        sent_ms = site.clock.now_ms - age_s * 1000
+        assert site.services.checks.check(["vm-1"], sent_ms + 30_000).late
+        assert site.page().value(m.MESSAGE_AGE.name) == age_s
+
+
+def test_the_age_of_messages_is_shown_until_the_next_one_should_have_come() -> None:
+    gauged = Gauged(stale_s=30)
+    MetricsTelemetry(gauged.series, check_interval_s=60, monotonic=gauged.clock.monotonic).checks_came(50)
+    gauged.clock.advance(119_000)
+    assert gauged.page().value(m.MESSAGE_AGE.name) == 0.05
+    gauged.clock.advance(2000)
+    assert gauged.page().value(m.MESSAGE_AGE.name) is None
+
+
 def test_the_time_since_a_check_passed_begins_with_the_worker_and_again_with_each_pass(site: Site) -> None:
     site.world.boot()
     site.clock.advance(7000)
@@ -141,6 +160,8 @@ def test_the_time_since_a_check_passed_begins_with_the_worker_and_again_with_eac
     site.host.evidence["vm-1"] = Evidence.NO_ANSWER
     site.check(after_ms=1000)
     assert site.metrics.since_passed_s == 3
+    site.metrics.nothing_should_run()
+    assert site.metrics.since_passed_s == 0
 
 
 # Figures that begin

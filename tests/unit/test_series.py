@@ -105,8 +105,8 @@ def test_many_measurements_at_once_are_the_same_as_one_at_a_time() -> None:
 
 
 def test_several_are_their_sum_to_whoever_does_not_know_better() -> None:
-    assert Several([0.5, 0.25]) == 0.75
-    assert Several([]) == 0
+    assert float(Several([0.5, 0.25])) == 0.75
+    assert float(Several([])) == 0
 
 
 def test_no_measurement_at_all_begins_a_histogram_at_zero() -> None:

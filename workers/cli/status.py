@@ -256,6 +256,9 @@ def _needs(fleet: _Fleet) -> Iterable[tuple[Sequence[str], str]]:
             yield [f"host {host} recovers nothing: {halt.why}"], "remove that file on the host"
     if fleet.unreadable:
         yield [_unreadable(fleet.unreadable)], "run a worker of the version that wrote them"
+    if fleet.strays:
+        named = counted(len(fleet.strays), "VMM")
+        yield [f"no record names {named}, which run all the same"], "`reliability state rebuild`, or apply their specs"
     if fleet.unserved:
         yield [_unserved(fleet.unserved)], "run `reliability worker` there"
     for each in fleet.failed:

@@ -66,15 +66,15 @@ class HealthChecks:
 
     def _check(self, vm_ids: Collection[str], deadline_ms: int | None) -> CheckReport:
         # After a late message the next ones may be late too: then only the time is read, so that catching up is cheap.
-        if self._behind and _is_late(self._store.read(()), deadline_ms):
+        if self._behind and _is_late(now := self._store.read(()), deadline_ms):
+            self._tell_age(now, deadline_ms)
             return CheckReport(late=True)
         report = CheckReport()
         snapshot = self._store.read(vm_ids)
         reach(Point.RECORDS_READ)
         for vm_id, why in snapshot.unreadable.items():
             self._telemetry.ignored(vm_id, why, Ignorance.UNREADABLE)
-        if deadline_ms is not None:
-            self._telemetry.checks_came(snapshot.now_ms - deadline_ms + self._policy.interval_ms)
+        self._tell_age(snapshot, deadline_ms)
         self._behind = report.late = _is_late(snapshot, deadline_ms)
         if report.late:
             return report
@@ -89,6 +89,11 @@ class HealthChecks:
             self._telemetry.looked(snapshot.found, looks, now_ms)
             self._settle(snapshot, looks, now_ms=now_ms)
         return report
+
+    def _tell_age(self, snapshot: Snapshot, deadline_ms: int | None) -> None:
+        """Messages are good for one interval, beginning when they are sent."""
+        if deadline_ms is not None:
+            self._telemetry.checks_came(snapshot.now_ms - deadline_ms + self._policy.interval_ms)
 
     def _doubt_ourselves(self, group: dict[str, Observation]) -> dict[str, Observation]:
         # A look at each VM of the host: only where one of these has lost its socket.

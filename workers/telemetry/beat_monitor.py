@@ -15,7 +15,7 @@ from workers.store.survey import FleetSurvey
 from workers.telemetry import instruments as m
 from workers.telemetry.monitor import Check, Monitor
 from workers.telemetry.series import Labels
-from workers.telemetry.vitals import REDIS, SCHEDULER
+from workers.telemetry.vitals import REDIS, SCHEDULER, VITALS, Vitals
 
 _log = structlog.get_logger(component="beat")
 
@@ -26,7 +26,9 @@ _EVERY_S = 5.0
 class BeatMonitor:
     """`survey` reads the fleet; it is asked in a thread of its own, so that nothing is scheduled later for it."""
 
-    def __init__(self, settings: Settings, version: str, *, survey: Callable[[], FleetSurvey]) -> None:
+    def __init__(
+        self, settings: Settings, version: str, *, survey: Callable[[], FleetSurvey], vitals: Vitals = VITALS
+    ) -> None:
         self._survey_now = survey
         self._survey: FleetSurvey | None = None
         self._lag_s, self._every_s = 0.0, settings.beat.max_interval.total_seconds()
@@ -41,6 +43,7 @@ class BeatMonitor:
             ready=lambda: [Check("first_claim", "" if self._has_claimed else "none yet")],
             status=self._status,
             stale_s=4 * _EVERY_S,
+            vitals=vitals,
         )
         self._has_claimed = False
         for metric in (m.BEAT_CLAIMED, m.BEAT_REDIS_ERRORS):

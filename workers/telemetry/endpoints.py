@@ -18,6 +18,8 @@ _log = structlog.get_logger(component="endpoints")
 JSON = "application/json"
 _TIMEOUT_S = 10.0
 _AGAIN_S = 5.0
+# How long the end waits at most for the server to see that it came.
+_POLL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,18 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     # A successor may listen as soon as we are gone.
     allow_reuse_address = True
+    # As many may knock at once: a queue of five, the default, makes the others wait for seconds.
+    request_queue_size = 128
+    timeout = _POLL_S
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         del request
         _log.debug("a client went away", client=str(client_address[0]))
 
 
-def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
+def _handler(routes: Mapping[str, Route], timeout_s: float) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = _TIMEOUT_S
+        timeout = timeout_s
         server_version, sys_version = "reliability", ""
 
         def do_GET(self) -> None:
@@ -84,10 +89,22 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
 
 
 class Endpoints:
-    """`start` never fails: a port that is taken (by a worker that is about to end) is tried again until it is free."""
+    """`start` never fails: a port that is taken (by a worker that is about to end) is tried again until it is free.
 
-    def __init__(self, address: str, port: int, routes: Mapping[str, Route]) -> None:
+    A client that does not go on is let go after `timeout_s`; `again_s` is the pause between two tries for the port.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        routes: Mapping[str, Route],
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        again_s: float = _AGAIN_S,
+    ) -> None:
         self._address, self._port, self._routes = address, port, routes
+        self._timeout_s, self._again_s = timeout_s, again_s
         self._server: _Server | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="endpoints", daemon=True)
@@ -97,8 +114,6 @@ class Endpoints:
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._server is not None:
-            self._server.shutdown()
         if self._thread.is_alive():
             self._thread.join(timeout=2)
 
@@ -114,17 +129,18 @@ class Endpoints:
         said = False
         while not self._stopping.is_set():
             try:
-                server = _Server((self._address, self._port), _handler(self._routes))
+                server = _Server((self._address, self._port), _handler(self._routes, self._timeout_s))
             except OSError as error:
                 if not said:
                     where = f"{self._address}:{self._port}"
                     _log.warning("endpoints wait for their port: free it, or set another", at=where, why=error.strerror)
                 said = True
-                self._stopping.wait(_AGAIN_S)
+                self._stopping.wait(self._again_s)
                 continue
             with server:
                 self._server = server
                 _log.info("endpoints", url=self.url, paths=" ".join(self._routes))
-                if not self._stopping.is_set():
-                    server.serve_forever(poll_interval=0.5)
+                # Not `serve_forever`: its `shutdown` waits for ever where it has not begun.
+                while not self._stopping.is_set():
+                    server.handle_request()
             return

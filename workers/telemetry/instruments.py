@@ -155,7 +155,7 @@ HEARTBEAT = _gauge(
 )
 PASSED_AGE = _gauge(
     RELIABILITY + "successful_check_age_seconds",
-    "Time since a check of this host last passed, or its worker began; missing while no VM of it should run.",
+    "Time since a check of this host last passed, its worker began, or a VM was first to run here; else missing.",
 )
 MESSAGE_AGE = _gauge(RELIABILITY + "check_queue_age_seconds", "How old the last check message was on arrival.")
 REDIS_SECONDS = _histogram(

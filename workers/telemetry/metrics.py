@@ -33,12 +33,21 @@ _Counts = dict[tuple[m.Metric, Labels], float]
 
 
 class MetricsTelemetry:
-    """`per_vm`: the metrics in `instruments.PER_VM` get the label vm_id, and lose a series with its VM."""
+    """`per_vm`: the metrics in `instruments.PER_VM` get the label vm_id, and lose a series with its VM.
+
+    `check_interval_s` is how often messages that ask for checks may come at the least.
+    """
 
     def __init__(
-        self, series: Series, *, per_vm: bool = False, monotonic: Callable[[], float] = time.monotonic
+        self,
+        series: Series,
+        *,
+        per_vm: bool = False,
+        check_interval_s: float = 0.0,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._series, self._per_vm, self._monotonic = series, per_vm, monotonic
+        self._check_interval_s = check_interval_s
         # When each VM that is in doubt was last known to be well.
         self._well_at: dict[str, float] = {}
         self._drivers: set[str] = set()
@@ -46,8 +55,12 @@ class MetricsTelemetry:
 
     @property
     def since_passed_s(self) -> float:
-        """How long ago a check passed last, or this began."""
+        """How long ago a check passed last, or this began, or there was nothing that should run."""
         return self._monotonic() - self._passed_at
+
+    def nothing_should_run(self) -> None:
+        """No check can pass, and none is missed."""
+        self._passed_at = self._monotonic()
 
     # Looks: at every VM, again and again, so this is the only part whose cost matters.
 
@@ -228,7 +241,7 @@ class MetricsTelemetry:
             self._series.count(m.LEASES_LOST)
 
     def checks_came(self, age_ms: int) -> None:
-        self._series.gauge(m.MESSAGE_AGE, max(0, age_ms) / 1000)
+        self._series.gauge(m.MESSAGE_AGE, max(0, age_ms) / 1000, every_s=self._check_interval_s)
 
     def span(self, work: Work, record: VmRecord | None = None) -> AbstractContextManager[None]:
         del work, record

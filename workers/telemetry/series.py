@@ -145,9 +145,10 @@ class Series:
             series = self._counts[metric.name]
             self._counts[metric.name] = {labels: value for labels, value in series.items() if not is_gone(labels)}
 
-    def gauge(self, metric: Metric, values: Mapping[Labels, float] | float) -> None:
+    def gauge(self, metric: Metric, values: Mapping[Labels, float] | float, *, every_s: float = 0.0) -> None:
+        """Set it; `every_s`: how long it may be until it is set again, where that is longer than for the others."""
         plain: Mapping[Labels, float] = values if isinstance(values, Mapping) else {(): float(values)}
-        self._gauges[metric.name] = _Gauge(plain, self.monotonic() + self.stale_s)
+        self._gauges[metric.name] = _Gauge(plain, self.monotonic() + max(self.stale_s, 2 * every_s))
 
     def record(self, metric: Metric, seconds: float | Sequence[float], *labels: str) -> None:
         amount = Several(seconds) if isinstance(seconds, Sequence) else max(0.0, seconds)

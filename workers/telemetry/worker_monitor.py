@@ -18,7 +18,7 @@ from workers.store.weather import Weather
 from workers.telemetry import instruments as m
 from workers.telemetry.metrics import MetricsTelemetry
 from workers.telemetry.monitor import Check, Monitor
-from workers.telemetry.vitals import Vitals
+from workers.telemetry.vitals import VITALS, Vitals
 
 if TYPE_CHECKING:
     from workers.telemetry.tracing import TracingTelemetry
@@ -32,7 +32,7 @@ _UNWELL = (State.UNHEALTHY, State.ORPHANED, State.RECOVERING, State.FAILED)
 class WorkerMonitor:
     """`weather` tells of breakers when somebody asks for the status."""
 
-    def __init__(self, settings: Settings, version: str, *, runs: Path) -> None:
+    def __init__(self, settings: Settings, version: str, *, runs: Path, vitals: Vitals = VITALS) -> None:
         self._host, self._runs, self._version = settings.host, runs, version
         self.weather: Weather | None = None
         self._per_hour = settings.strays.reaped_per_hour
@@ -51,8 +51,13 @@ class WorkerMonitor:
             host=settings.host,
             # Older figures than this are no longer those of now: no figures, then.
             stale_s=2 * lease_s,
+            vitals=vitals,
         )
-        self.metrics = MetricsTelemetry(self.monitor.series, per_vm=settings.telemetry.per_vm)
+        self.metrics = MetricsTelemetry(
+            self.monitor.series,
+            per_vm=settings.telemetry.per_vm,
+            check_interval_s=settings.health_check.interval.total_seconds(),
+        )
         self.monitor.series.gauge(m.STRAYS, 0)
         begin = self.monitor.series.count
         for metric in (m.LEASES_LOST, m.UNSENT, m.REDIS_ERRORS, m.MONITOR_FAULTS, m.REAPED):
@@ -114,6 +119,8 @@ class WorkerMonitor:
         }
         if survey.should_run:
             figures[m.PASSED_AGE] = self.metrics.since_passed_s
+        else:
+            self.metrics.nothing_should_run()
         gauge = self.monitor.series.gauge
         for metric, value in figures.items():
             gauge(metric, float(value))
