@@ -93,20 +93,31 @@ class Cluster:
         *,
         within: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
+        include: str = "",
         **extra: str,
     ) -> RunningProcess:
-        """`within` is a command that runs the worker as its own; `environ` is for the process, `extra` are settings."""
-        flags = ("--without-gossip", "--without-mingle", "-n", f"{name}@{self.host}")
+        """`within` is a command that runs the worker as its own; `environ` is for the process, `extra` are settings.
+
+        `include` is a module that it loads beside ours.
+        """
+        flags = ["--without-gossip", "--without-mingle", "-n", f"{name}@{self.host}"]
+        flags += ["--include", include] if include else []
         return self._start(name, "worker", *flags, extra=extra, within=within, environ=environ)
 
     def start_beat(self, name: str = "beat") -> RunningProcess:
         return self._start(name, "beat", extra={})
 
     def start_successor(
-        self, *, within: Sequence[str] = (), environ: Mapping[str, str] | None = None, **extra: str
+        self,
+        *,
+        within: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        include: str = "",
+        **extra: str,
     ) -> RunningProcess:
         """Start the next worker of this host, and wait until it serves."""
-        self.worker = self.start_worker(f"worker-{next(_numbers)}", within=within, environ=environ, **extra)
+        name = f"worker-{next(_numbers)}"
+        self.worker = self.start_worker(name, within=within, environ=environ, include=include, **extra)
         self.worker.wait_for_log("this worker serves the host", timeout_s=30)
         return self.worker
 

@@ -266,6 +266,25 @@ def test_attempts_that_fail_are_counted_each_and_the_time_to_recovery_has_their_
     assert page.above_zero(m.ORPHANED.name) == {labelled(driver=FC, reason="process_dead"): 1}, "lost once"
 
 
+def test_a_vm_that_does_not_stay_up_was_not_down_in_between(site: Site) -> None:
+    """It goes on with its episode, and with its count of attempts; the time that it served is no time to recovery."""
+    site.world.boot()
+    site.check()
+    for _ in range(2):
+        site.dies()
+        site.clock.advance(1000)
+        site.recover()
+        site.clock.advance(300_000)
+
+    episode = site.world.record().episode
+    assert episode is not None
+    assert episode.attempt == 2
+    page = site.page()
+    assert page.above_zero(m.LOST.name) == {labelled(driver=FC, reason="process_dead"): 2}
+    assert count(page, m.RECOVERY_SECONDS, reason="process_dead") == 2
+    assert seconds(page, m.RECOVERY_SECONDS, reason="process_dead") == pytest.approx(2.0)
+
+
 def test_a_vm_that_is_given_up_has_each_failed_attempt_and_one_failed_episode(site: Site) -> None:
     site.world.boot()
     site.host.faults["vm-1"] = Faults(refuse_starts=9)

@@ -94,7 +94,7 @@ class Stage:
         say(f"  logs of all processes: {self.log_name}")
         fleet.start()
         worker, beat = fleet.monitored_urls
-        say(f"  metrics of worker and beat: {worker}/metrics  {beat}/metrics  (and /healthz, /readyz, /status)")
+        say(f"  worker {worker} and beat {beat}: /metrics /healthz /readyz /status")
         there = production(self.home.state)
         say(f"  short intervals (production): {beside_production(fleet.settings, there)}")
         took_s = session.until_healthy()

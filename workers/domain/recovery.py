@@ -228,7 +228,8 @@ def _next_episode(
     if last is None or is_stable:
         return _new_episode(record, reason, now_ms), 0
     waits_until_ms = now_ms if last.attempt >= crash.max_retries else last.next_attempt_ms
-    again = replace(last, reason=reason, end=None, ended_ms=0, running=False, request_id=None)
+    # Its time counts from this loss: in between it served.
+    again = replace(last, reason=reason, started_ms=now_ms, end=None, ended_ms=0, running=False, request_id=None)
     return replace(again, next_attempt_ms=waits_until_ms), restarts
 
 
