@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import socket
 import threading
 import time
@@ -11,12 +10,11 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
-import structlog
 
+from tests.support.log_lines import logged
 from tests.support.processes import wait_until
 from workers.embedded import free_port
 from workers.telemetry.endpoints import Endpoints, Reply, Route, json_reply
-from workers.telemetry.logging import configure_logging
 
 Serve = Callable[..., str]
 
@@ -34,16 +32,9 @@ ROUTES: Mapping[str, Route] = {
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stream)
-    configure_logging("info", "logfmt")
-    yield stream
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+def lines() -> Iterator[io.StringIO]:
+    with logged() as stream:
+        yield stream
 
 
 @pytest.fixture

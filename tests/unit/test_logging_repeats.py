@@ -127,7 +127,7 @@ def test_only_what_is_the_same_in_all_but_its_moment_is_a_repetition(told: Told)
     fail("one")
     fail("two")
 
-    assert len(told.records) == 9
+    assert len(told.records) == 7
 
 
 def test_what_is_no_failure_and_what_was_decided_is_always_written(told: Told) -> None:

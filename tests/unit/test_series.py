@@ -162,6 +162,20 @@ def test_a_series_is_gone_with_its_vm() -> None:
     assert page.value(m.LOST.name, vm_id="vm-2", host=HOST, reason="process_dead") == 1
 
 
+def test_however_many_series_there_are_each_has_its_own_figure() -> None:
+    """OpenTelemetry puts those beyond the first 2,000 into one, unless it is told not to."""
+    fleet, vms = Gauged([m.HOST_AGE], host=None), Gauged([m.LOST])
+    fleet.series.gauge(m.HOST_AGE, {(f"host-{number}",): number for number in range(2100)})
+    for number in range(2100):
+        vms.series.count(m.LOST, "firecracker", "process_dead", f"vm-{number}")
+
+    assert fleet.page().value(m.HOST_AGE.name, host="host-2099") == 2099
+    assert vms.page().value(m.LOST.name, vm_id="vm-2099") == 1
+    for page, metric, labels in ((fleet.page(), m.HOST_AGE, {"host"}), (vms.page(), m.LOST, {*m.LOST.labels, "vm_id"})):
+        assert len(page.samples[metric.name]) == 2100
+        assert page.labels(metric.name) == labels
+
+
 def test_a_gauge_is_what_it_was_set_to_last_and_its_other_series_are_gone() -> None:
     gauged = Gauged([m.VMS])
     gauged.series.gauge(m.VMS, {("healthy",): 4, ("failed",): 1})

@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 from workers.domain.audit import Event, EventKind
 from workers.domain.evidence import Evidence, Observation, Verdict
-from workers.domain.vm import Desired, Episode, EpisodeEnd, Reason, State, VmRecord
+from workers.domain.vm import Episode, EpisodeEnd, Reason, State, VmRecord
 from workers.ports import Ignorance, Stored, Work
 from workers.telemetry import instruments as m
 from workers.telemetry.series import Labels, Series
-from workers.telemetry.story import ends_last_attempt
+from workers.telemetry.story import ends_last_attempt, is_wanted
 
 SUCCEEDED, ATTEMPT_FAILED, FAILED, WITHDRAWN = "success", "attempt_failed", "failed", "withdrawn"
 OUTCOMES = (SUCCEEDED, ATTEMPT_FAILED, FAILED, WITHDRAWN)
@@ -70,6 +70,8 @@ class MetricsTelemetry:
         for vm_id, seen in looks.items():
             stored = found[vm_id]
             driver, evidence = stored.record.driver, seen.evidence
+            if evidence is not Evidence.ANSWERS and is_wanted(stored.record, seen):
+                continue
             key = (driver, evidence)
             counts[key] = counts.get(key, 0) + 1
             if seen.took_ms:
@@ -91,7 +93,7 @@ class MetricsTelemetry:
         if seen.ruling.verdict is Verdict.PASS:
             self._well_at.pop(record.vm_id, None)
             return
-        if seen.ruling.verdict is not Verdict.FAIL or record.state in _AT_WORK or not _is_up(record, seen):
+        if seen.ruling.verdict is not Verdict.FAIL or record.state in _AT_WORK or seen.evidence is Evidence.NOT_STARTED:
             return
         if seen.age_ms is not None:
             self._well_at[record.vm_id] = self._monotonic() - seen.age_ms / 1000
@@ -123,7 +125,7 @@ class MetricsTelemetry:
     def _count_each(self, found: Mapping[str, Stored], looks: Mapping[str, Observation]) -> None:
         counts: _Counts = {}
         for vm_id, seen in looks.items():
-            if seen.evidence is not Evidence.NOT_STARTED:
+            if seen.evidence is not Evidence.NOT_STARTED and not is_wanted(found[vm_id].record, seen):
                 labels = (found[vm_id].record.driver, vm_id)
                 _add(counts, m.CHECKS, labels, 1)
                 _add(counts, m.CHECK_FAILURES, labels, seen.ruling.verdict is Verdict.FAIL)
@@ -254,11 +256,6 @@ class MetricsTelemetry:
         here = frozenset(vm_ids())
         for metric in m.PER_VM:
             self._series.forget(metric, lambda labels: labels[-1] not in here)
-
-
-def _is_up(record: VmRecord, seen: Observation) -> bool:
-    """Whether it was up before, and should be still: else nothing is lost with it."""
-    return seen.evidence is not Evidence.NOT_STARTED and record.desired is Desired.RUNNING
 
 
 def _was_withdrawn(record: VmRecord) -> bool:

@@ -14,8 +14,8 @@ from structlog.types import EventDict
 
 WINDOW_S = 60.0
 _KEYS_MAX = 1000
-# What differs although the same was said again. Not so task_id: each message that failed has its line.
-_OF_THE_MOMENT = frozenset({"timestamp", "trace_id", "span_id"})
+# What differs although the same was said again.
+_OF_THE_MOMENT = frozenset({"timestamp", "task_id", "trace_id", "span_id"})
 
 
 @dataclass(slots=True)

@@ -20,6 +20,9 @@ from workers.telemetry.instruments import METRICS, Kind, Metric
 
 Labels = tuple[str, ...]
 
+# Of one metric. Beyond 2,000, its default, OpenTelemetry puts all others into one: hosts, or VMs where they are labels.
+_MOST_SERIES = 1_000_000
+
 
 class Several(float):
     """Many measurements handed over at once, or none: their sum, to whoever does not know better."""
@@ -60,11 +63,14 @@ class _SeveralAggregation(ExplicitBucketHistogramAggregation):
 
 
 def views() -> list[View]:
-    """Return what a MeterProvider needs to know of our histograms."""
+    """Return what a MeterProvider needs to know of our metrics."""
     return [
-        View(instrument_name=metric.name, aggregation=_SeveralAggregation(boundaries=metric.buckets))
+        View(
+            instrument_name=metric.name,
+            aggregation=_SeveralAggregation(boundaries=metric.buckets) if metric.buckets else None,
+            aggregation_cardinality_limit=_MOST_SERIES,
+        )
         for metric in METRICS
-        if metric.kind is Kind.HISTOGRAM
     ]
 
 

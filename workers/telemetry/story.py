@@ -9,7 +9,7 @@ import structlog
 
 from workers.domain.audit import Event, EventKind, trace_id_of
 from workers.domain.evidence import RULINGS, Evidence, Observation, Verdict
-from workers.domain.vm import Reason, State, VmRecord
+from workers.domain.vm import Desired, Reason, State, VmRecord
 from workers.ports import Ignorance, Stored, Work
 
 # Under this name nothing is left out as a repetition: what is counted by grep has to be there.
@@ -68,7 +68,8 @@ class LogTelemetry:
 
     def looked(self, found: Mapping[str, Stored], looks: Mapping[str, Observation], now_ms: int) -> None:
         del now_ms
-        told = [vm_id for vm_id, seen in looks.items() if seen.evidence is not Evidence.ANSWERS]
+        failing = [vm_id for vm_id, seen in looks.items() if seen.evidence is not Evidence.ANSWERS]
+        told = [vm_id for vm_id in failing if not is_wanted(found[vm_id].record, looks[vm_id])]
         for evidence, number in Counter(looks[vm_id].evidence for vm_id in told).items():
             if number > _MOST_ALIKE and RULINGS[evidence].verdict is Verdict.INCONCLUSIVE:
                 told = [vm_id for vm_id in told if looks[vm_id].evidence is not evidence]
@@ -100,6 +101,11 @@ def _bound(record: VmRecord) -> Iterator[None]:
 def ends_last_attempt(event: Event) -> bool:
     """Whether with this episode, for which a person is asked now, an attempt failed that was running."""
     return event.kind is EventKind.TRANSITION and event.after is State.FAILED and event.before is State.RECOVERING
+
+
+def is_wanted(record: VmRecord, seen: Observation) -> bool:
+    """Whether a VM fails that is to be stopped: no news but its stop, which is told as such."""
+    return record.desired is Desired.STOPPED and seen.ruling.verdict is Verdict.FAIL
 
 
 def _error_of(record: VmRecord | None) -> str | None:

@@ -20,6 +20,7 @@ from workers.domain.audit import Event, EventKind, trace_id_of
 from workers.domain.evidence import Evidence, Observation, Verdict
 from workers.domain.vm import Episode, Reason, State, VmRecord
 from workers.ports import Ignorance, Stored, Work
+from workers.telemetry.story import is_wanted
 
 LOST_SPAN = "vm_lost"
 _LOST = frozenset({State.UNHEALTHY, State.ORPHANED})
@@ -91,7 +92,7 @@ class TracingTelemetry:
         span = trace.get_current_span()
         if not span.is_recording():
             return
-        failing = [vm_id for vm_id, seen in looks.items() if _fails(seen)]
+        failing = [vm_id for vm_id, seen in looks.items() if _fails(found[vm_id].record, seen)]
         for vm_id in failing[:_MOST_EVENTS]:
             seen = looks[vm_id]
             facts = {"vm_id": vm_id, "evidence": seen.evidence, "detail": seen.detail, "verdict": seen.ruling.verdict}
@@ -132,9 +133,10 @@ class TracingTelemetry:
             yield
 
 
-def _fails(seen: Observation) -> bool:
-    """A VM that waits for its first start does not fail."""
-    return seen.ruling.verdict is not Verdict.PASS and seen.evidence is not Evidence.NOT_STARTED
+def _fails(record: VmRecord, seen: Observation) -> bool:
+    """A VM that waits for its first start does not fail, nor does one that is to be stopped."""
+    waits = seen.evidence is Evidence.NOT_STARTED or is_wanted(record, seen)
+    return seen.ruling.verdict is not Verdict.PASS and not waits
 
 
 def _about(record: VmRecord) -> dict[str, str | int]:
