@@ -94,7 +94,8 @@ class PromptConnection(Connection):
             VITALS.trouble(BROKER, f"not connected: {error}")
             VITALS.end(CONSUMER)
             if errback is not None:
-                VITALS.pulse(MAIN_LOOP)  # this is what it does now
+                # This is what it does now, and next after the pause and one more try.
+                VITALS.pulse(MAIN_LOOP, interval + (self.connect_timeout or 0))
                 errback(error, interval)
 
         super().ensure_connection(not_connected, max_retries, **(waits | options))  # type: ignore[no-untyped-call] # kombu

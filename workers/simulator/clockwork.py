@@ -62,13 +62,17 @@ class _Runner:
 
 
 class Task:
-    """What one worker does for one message. `owner` is whom a kill takes down with it."""
+    """What one worker does for one message. `owner` is whom a kill takes down with it.
+
+    For whoever watches: when it last read the record of each VM, in server time (ms).
+    """
 
     def __init__(self, clockwork: "Clockwork", owner: object, work: Callable[[], None], runner: _Runner) -> None:
         self.owner = owner
         self.is_killed = self.is_stopped = False
         self._clockwork, self._work, self._runner = clockwork, work, runner
         self._missed: Callable[[], None] | None = None
+        self.read_ms: dict[str, int] = {}
 
     def run(self) -> None:
         try:

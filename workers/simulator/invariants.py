@@ -85,9 +85,8 @@ class Invariants:
     # 3 and 4: what is started and what is signalled
 
     def _executes(self, machine: Machine, vm_id: str, generation: int) -> None:
-        record, worker = self._record(vm_id), self._worker()
-        read_ms = worker.read_ms.get(vm_id, 0) if worker else 0
-        if (unwanted := self._unwanted_since(vm_id)) is not None and unwanted < read_ms:
+        record = self._record(vm_id)
+        if (unwanted := self._unwanted_since(vm_id)) is not None and unwanted < self._read_ms(vm_id):
             self._complain(3, f"{vm_id} is started, which nobody wants to run")
         if machine.sim.paused:
             self._complain(3, f"{vm_id} is started on {machine.name}, which is paused")
@@ -123,7 +122,7 @@ class Invariants:
         worker = self._worker()
         looked = worker.looked.get(vmm.vm_id, 0) if worker else 0
         since = self.serving_since.get((machine.name, vmm.process.pid))
-        read_ms = worker.read_ms.get(vmm.vm_id, 0) if worker else 0
+        read_ms = self._read_ms(vmm.vm_id)
         wanted = record is not None and record.desired is Desired.RUNNING and self._changed_ms(vmm.vm_id) < read_ms
         if wanted and vmm.serves and since is not None and since <= looked:
             self._complain(9, f"{vmm.vm_id} serves, and is signalled")
@@ -140,6 +139,11 @@ class Invariants:
     def _worker(self) -> SimWorker | None:
         task = self.world.clockwork.current
         return task.owner if task is not None and isinstance(task.owner, SimWorker) else None
+
+    def _read_ms(self, vm_id: str) -> int:
+        """When who acts now has last read this record; what another task of the worker has read, it does not know."""
+        task = self.world.clockwork.current
+        return task.read_ms.get(vm_id, 0) if task is not None else 0
 
     def _record(self, vm_id: str) -> VmRecord | None:
         row = self.world.server.contents.rows.get(vm_id)
@@ -248,7 +252,8 @@ class WatchedStore(HostStore):
 
     def read(self, vm_ids: Collection[str], *, with_specs: bool = False) -> Snapshot:
         snapshot = super().read(vm_ids, with_specs=with_specs)
-        self._worker.read_ms.update(dict.fromkeys(vm_ids, snapshot.now_ms))
+        if (task := self._watch.world.clockwork.current) is not None:
+            task.read_ms.update(dict.fromkeys(vm_ids, snapshot.now_ms))
         self._watch.newest_ms = max(self._watch.newest_ms, snapshot.now_ms)
         return snapshot
 

@@ -33,9 +33,8 @@ class SimWorker:
         self.machine, self.world, self.owner = machine, machine.world, owner
         self.is_active = self.is_gone = self.is_stopped = self.is_ending = False
         self.calls_to_live: int | None = None
-        # For whoever watches: when each VM was looked at (virtual µs), and its record read (server time in ms).
+        # For whoever watches: when each VM was looked at (virtual µs).
         self.looked: dict[str, int] = {}
-        self.read_ms: dict[str, int] = {}
         self._in_flight: dict[int, Message] = {}
         self._watched: dict[str, Incarnation] = {}
         self._missed: list[Callable[[], None]] = []

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import structlog
 
 from workers.specs import check_vm_id
+from workers.telemetry.story import DECISIONS
 
 _MOST_IDS = 5000
 
 
-_log = structlog.get_logger(component="tasks")
+# Each refusal is a decision, and has its line.
+_log = structlog.get_logger(DECISIONS, component="tasks")
 
 
 class BadArgument(ValueError):
