@@ -301,7 +301,7 @@ def test_a_wrong_argument_is_refused_clearly_and_never_retried(shared: Cluster) 
         send_by_name(shared, argument)
     shared.worker.wait_for_log("task refused", times=len(wrong))
     send_by_name(shared, "job-unknown")
-    shared.worker.wait_for_log("no such vm")
+    shared.worker.wait_for_log("vm_id=job-unknown")
     assert shared.worker.log().count("task refused") == len(wrong)
     assert 'argument=vm_id why="must be 1 to 64' in shared.worker.log()
 
@@ -374,7 +374,9 @@ def test_a_message_that_is_none_is_dropped_with_a_word_and_ends_no_worker(shared
     worker.wait_for_log("message dropped", times=3)
     worker.wait_for_log("its message cannot be read")
     send_by_name(shared, "job-after-garbage")
-    worker.wait_for_log("no such vm")
+    worker.wait_for_log("vm_id=job-after-garbage")
     assert worker.is_alive
-    assert (client.llen("control"), client.hlen(f"unacked:{shared.host}")) == (0, 0)
+    wait_until(
+        lambda: (client.llen("control"), client.hlen(f"unacked:{shared.host}")) == (0, 0), what="all to be acknowledged"
+    )
     client.close()
