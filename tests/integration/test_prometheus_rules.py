@@ -14,6 +14,7 @@ import yaml
 
 from tests.conftest import require
 from tests.support.dashboards import recorded, selectors
+from tests.support.each import for_each
 from workers.cli.menu import reliability
 from workers.domain.breaker import BreakerState
 from workers.domain.evidence import Verdict
@@ -51,12 +52,8 @@ VALUES = {
 
 _MATCHER = re.compile(r'(\w+)(?:=~|!~|!=|=)"([^"]*)"')
 
-each_rule = pytest.mark.parametrize(
-    "rule", [pytest.param(rule, id=f"{rule.get('alert') or rule['record']} {n}") for n, rule in enumerate(RULES)]
-)
-each_alert = pytest.mark.parametrize(
-    "alert", [pytest.param(alert, id=f"{alert['alert']} {n}") for n, alert in enumerate(ALERTS)]
-)
+each_rule = for_each({f"{rule.get('alert') or rule['record']} {n}": rule for n, rule in enumerate(RULES)})
+each_alert = for_each({f"{alert['alert']} {n}": alert for n, alert in enumerate(ALERTS)})
 
 
 def run(program: str, *arguments: str | Path) -> str:
@@ -185,9 +182,9 @@ def commands() -> Iterator[str]:
 OURS = sorted({line.strip() for line in commands() if line.strip().startswith("reliability ")})
 
 
-@pytest.mark.parametrize("line", OURS)
-def test_a_command_that_operators_are_told_exists(line: str, tmp_path: Path) -> None:
-    names = {"HOST": "host-1", "VM": "vm-1", "FILE": str(tmp_path)}
+@for_each({line: line for line in OURS})
+def test_a_command_that_operators_are_told_exists(line: str) -> None:
+    names = {"HOST": "host-1", "VM": "vm-1", "FILE": str(ALERTMANAGER)}
     words = [names.get(word, word) for word in shlex.split(line)[1:]]
     context = click.Context(reliability)
     command: click.Command = reliability

@@ -197,6 +197,7 @@ def test_without_redis_both_live_on_and_say_what_is_missing(site: Site) -> None:
     assert (site.beat.page.value(m.BEAT_REDIS_ERRORS.name) or 0) > 0
 
 
+@pytest.mark.full
 def test_a_main_loop_that_stands_still_is_named_while_all_else_goes_on(site: Site, tmp_path: Path) -> None:
     before = {vm_id: site.cluster.record(vm_id).process for vm_id in VMS}
     over = tmp_path / "over"

@@ -22,6 +22,7 @@ from tests.support.dashboards import (
     recorded,
     selectors,
 )
+from tests.support.each import for_each
 from workers.telemetry.instruments import (
     BEAT_CLAIMED,
     BEAT_MESSAGES,
@@ -52,10 +53,8 @@ TOLD_BY_EACH_BEAT = {each.name for each in METRICS if HOST not in each.labels or
 }
 
 each_dashboard = pytest.mark.parametrize("dashboard", ALL.values(), ids=ALL)
-each_panel = pytest.mark.parametrize(
-    "panel", [pytest.param(panel, id=f"{name}: {panel['title']}") for name in ALL for panel in panels(ALL[name])]
-)
-each_query = pytest.mark.parametrize("query", [pytest.param(each, id=f"{each.title}: {each.expr}") for each in QUERIES])
+each_panel = for_each({f"{name}: {panel['title']}": panel for name in ALL for panel in panels(ALL[name])})
+each_query = for_each({f"{number} {each.title}: {each.expr}": each for number, each in enumerate(QUERIES)})
 
 
 def test_the_dashboards_are_these() -> None:
