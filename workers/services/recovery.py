@@ -1,9 +1,8 @@
 """Recovery of one VM: guard, fresh look, admission, fence the old, start the new, verify, commit (DESIGN section 4)."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Self
 
 from workers.crashpoints import Point, reach
 from workers.domain.audit import Deferral, Event, EventKind, event
@@ -60,6 +59,7 @@ from workers.ports import (
 )
 from workers.services.attempt import Attempt, LeaseLost, WantedAgain, Withdrawn
 from workers.services.ledger import Ledger
+from workers.services.steps import Steps
 from workers.specs import VmSpec, image_of
 
 # A record that changes under our eyes is read again this often before the message is given up to the next sweep.
@@ -116,27 +116,6 @@ class Finished:
 
 
 Result = Ignored | ForHost | RetryIn | Waiting | Finished
-
-
-class _Steps:
-    """The steps of an attempt, one after the other, each told as a span of its own."""
-
-    def __init__(self, telemetry: Telemetry, record: VmRecord) -> None:
-        self._telemetry, self._record = telemetry, record
-        self._at: Work | None = None
-        self._open = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: Any) -> None:  # noqa: PYI036 - handed on
-        self._open.__exit__(*raised)
-
-    def begin(self, work: Work) -> None:
-        if work is not self._at:
-            self._open.close()
-            self._at = work
-            self._open.enter_context(self._telemetry.span(work, self._record))
 
 
 class Recovery:
@@ -340,7 +319,7 @@ class Recovery:
         vm_id = record.vm_id
         new: Incarnation | None = None
         try:
-            with _Steps(self._telemetry, record) as steps:
+            with Steps(self._telemetry, record) as steps:
                 steps.begin(Work.FENCE)
                 self._fence(record, running, before_signal=attempt.still_wanted)
                 reach(Point.FENCED)
@@ -358,7 +337,7 @@ class Recovery:
         self._watch(vm_id, new)
         return Finished(after.state, "recovered")
 
-    def _start(self, attempt: Attempt, record: VmRecord, spec: VmSpec, steps: _Steps) -> Incarnation:
+    def _start(self, attempt: Attempt, record: VmRecord, spec: VmSpec, steps: Steps) -> Incarnation:
         def before_exec() -> None:
             attempt.still_wanted()
             steps.begin(Work.VERIFY)
