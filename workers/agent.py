@@ -102,7 +102,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
                     self._runtime.tend()
             except StoreUnavailable as error:
                 why = str(error)
-            VITALS.pulse(MAIN_LOOP)
+            VITALS.pulse(MAIN_LOOP, needs=REDIS)
             if not why:
                 VITALS.well(HOST_LEASE)
                 _log.info("this worker serves the host", host=self._runtime.host)
@@ -180,13 +180,18 @@ class LoopPulse(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
-        parent.timer.call_repeatedly(_LOOP_PULSE_S, VITALS.pulse, (MAIN_LOOP, _LOOP_PULSE_S))
+        parent.timer.call_repeatedly(_LOOP_PULSE_S, _show_loop)
 
     def stop(self, parent: Any) -> None:
         """What follows is the end of this worker, or the next try to connect."""
         del parent
         VITALS.over(MAIN_LOOP)
         VITALS.end(CONSUMER)
+
+
+def _show_loop() -> None:
+    # Calls of a broker that hangs may take it longer than we would wait; no restart would mend that.
+    VITALS.pulse(MAIN_LOOP, _LOOP_PULSE_S, needs=REDIS)
 
 
 def _longest_round_s(settings: Any) -> float:

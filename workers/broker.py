@@ -20,7 +20,7 @@ from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from workers.telemetry.vitals import BROKER, CONSUMER, MAIN_LOOP, VITALS
+from workers.telemetry.vitals import BROKER, CONSUMER, MAIN_LOOP, REDIS, VITALS
 
 _log = structlog.get_logger(component="broker")
 
@@ -35,7 +35,8 @@ class GuardedChannel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         super()._brpop_start(timeout)  # type: ignore[no-untyped-call] # kombu
         waits_s = float(self.brpop_timeout if timeout is None else timeout)
-        VITALS.begin(CONSUMER, CONSUMER, waits_s + VITALS.patience_s)
+        # A server that hangs keeps it waiting, which no restart would mend.
+        VITALS.begin(CONSUMER, CONSUMER, waits_s + VITALS.patience_s, needs=REDIS)
         VITALS.well(BROKER)
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -95,7 +96,7 @@ class PromptConnection(Connection):
             VITALS.end(CONSUMER)
             if errback is not None:
                 # This is what it does now, and next after the pause and one more try.
-                VITALS.pulse(MAIN_LOOP, interval + (self.connect_timeout or 0))
+                VITALS.pulse(MAIN_LOOP, interval + (self.connect_timeout or 0), needs=REDIS)
                 errback(error, interval)
 
         super().ensure_connection(not_connected, max_retries, **(waits | options))  # type: ignore[no-untyped-call] # kombu

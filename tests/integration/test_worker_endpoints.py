@@ -1,5 +1,6 @@
 """The endpoints of a real worker and a real beat: what they say in good times, without Redis, and when one is stuck."""
 
+import os
 import re
 import signal
 import time
@@ -254,3 +255,26 @@ def test_a_broker_that_swallows_everything_is_named(tmp_path: Path, fresh_server
 
         wait_until(lambda: "consumer has stood still for " in worker.stalled, timeout_s=30, what="/healthz to name it")
         assert worker.status("/metrics") == 200
+
+
+@pytest.mark.full
+def test_a_redis_that_hangs_is_nobodys_death_either(tmp_path: Path, fresh_server: EmbeddedServer) -> None:
+    """It takes connections and answers nothing: what waits for it waits for longer than anybody's patience."""
+    with cluster(tmp_path, fresh_server, TELEMETRY__STALLED_AFTER="8s") as site:
+        worker = endpoint_of(site.start_successor())
+        worker.wait_ready()
+        os.kill(fresh_server.pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: "redis" in worker.failing, timeout_s=20, what="/readyz to name it")
+            wait_until(lambda: _waits_for_s(worker) > 12, timeout_s=60, what="something to wait for 12 s")
+            assert worker.stalled == ""
+        finally:
+            os.kill(fresh_server.pid, signal.SIGCONT)
+        worker.wait_ready()
+        assert worker.stalled == ""
+
+
+def _waits_for_s(worker: Endpoint) -> float:
+    """For how long the consumer, or the main loop behind it, has had no answer."""
+    ages: dict[str, float] = worker.get("/healthz").json()["seen_s_ago"]
+    return max(ages.get("consumer", 0.0), ages.get("main loop", 0.0))

@@ -150,6 +150,23 @@ def test_troubles_that_were_handed_out_do_not_change(life: Life) -> None:
     assert before == {}
 
 
+def test_what_waits_for_something_in_trouble_is_not_waited_for(life: Life) -> None:
+    life.vitals.begin("consumer", "consumer", needs="redis")
+    life.vitals.trouble("redis", "it does not answer")
+    life.passes(1000)
+
+    assert life.stalled == []
+
+    life.vitals.well("redis")
+    life.passes(10)
+
+    assert life.stalled == []
+
+    life.passes(1)
+
+    assert life.stalled == ["consumer"]
+
+
 def test_a_stall_says_for_how_long_and_what_it_may() -> None:
     assert str(Stall("main loop", 33.4, 30)) == "main loop has stood still for 33 s, the limit is 30 s"
 
