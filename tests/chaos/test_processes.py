@@ -15,7 +15,7 @@ import pytest
 from tests.benchmarks.stage import vmm_binary
 from tests.conftest import require
 from tests.support.chaos import Arena, arena, die
-from tests.support.cluster import kill, send_by_name
+from tests.support.cluster import Cluster, kill, send_by_name
 from tests.support.processes import wait_until
 from workers.domain.vm import State, VmRecord
 from workers.embedded import EmbeddedServer
@@ -78,16 +78,20 @@ def usurper(here: Arena, vm_id: str) -> Iterator[None]:
 def test_a_stop_during_a_recovery_wins_and_one_after_it_too(here: Arena) -> None:
     site = here.site
     worker = site.start_successor()
-    site.run_vms("halt-1", "halt-2")
-    for vm_id in ("halt-1", "halt-2"):
+    for vm_id, before in site.run_vms("halt-1", "halt-2").items():
         site.fault(vm_id, '{"boot_delay_ms": 700}')
         here.injure(vm_id, die)
-        wait_until(partial(site.live, vm_id), what="its start to be under way")
+        # Another process than before: the dead one may still be seen for a moment.
+        wait_until(partial(_new_pids, site, vm_id, before), what="its start to be under way")
         if vm_id == "halt-2":
-            site.wait_state(vm_id, State.HEALTHY)
+            site.wait_healthy(vm_id, after=before)
         site.apply(site.spec(vm_id, desired="stopped"))
     here.account("stop during and after a recovery", times=2, worker=worker)
     assert (site.live("halt-1"), site.live("halt-2")) == ([], [])
+
+
+def _new_pids(site: Cluster, vm_id: str, before: VmRecord) -> set[int]:
+    return {*site.live(vm_id)} - {pid_of(before)}
 
 
 def test_the_pid_of_a_dead_vmm_belongs_to_somebody_else_now(here: Arena) -> None:
