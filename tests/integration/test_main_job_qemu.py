@@ -77,6 +77,7 @@ def never_doubled(site: Cluster, vm_id: str) -> Iterator[list[list[int]]]:
     assert [pids for pids in samples if len(pids) > 1] == []
 
 
+@pytest.mark.full
 def test_a_real_guest_is_recovered_from_each_kind_of_loss_and_never_doubled(site: Cluster, image: GuestImage) -> None:
     site.serve()
     site.apply(a_guest(site, image))
