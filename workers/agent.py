@@ -84,7 +84,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         VITALS.trouble(BROKER, "not asked for messages yet")
         _watch_tasks(settings.visibility_timeout.total_seconds())
         self._longest_round_s = _longest_round_s(settings)
-        self._runtime.monitor.monitor.start()
+        self._runtime.monitor.start()
         self._take_host()
         self._runtime.watcher.start()
         self._runtime.active = True
@@ -161,7 +161,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         self._runtime.active = False
         if self._thread is not None:
             self._leave(self._thread)
-        self._runtime.monitor.monitor.stop()
+        self._runtime.monitor.stop()
 
     def _leave(self, thread: threading.Thread) -> None:
         thread.join(timeout=5)

@@ -1,10 +1,9 @@
-"""The only place that joins parts: settings in, ready-made services out."""
+"""What every process joins from the settings: policies, a client, the fleet. A worker's parts: `bootstrap_host`."""
 
 from collections.abc import Sequence
 from datetime import timedelta
 
 import redis
-import structlog
 
 from workers.domain.breaker import BreakerPolicy
 from workers.domain.health import HealthPolicy
@@ -15,7 +14,7 @@ from workers.ports import Limits, Memory, Wakeups
 from workers.services.ledger import Ledger
 from workers.services.registry import Registry
 from workers.settings import Settings
-from workers.store.client import Observe, connect
+from workers.store.client import Observe, connect, unobserved
 from workers.store.data import RedisData
 from workers.store.events import EventLog
 from workers.store.hosts import HostRegistry
@@ -28,13 +27,6 @@ from workers.vmm.driver import Driver
 from workers.vmm.firecracker import EXITS as FIRECRACKER_EXITS
 from workers.vmm.firecracker import FirecrackerDriver
 from workers.vmm.qemu import QemuDriver
-
-_log = structlog.get_logger(component="worker")
-
-DISTRIBUTION = "metald-reliability"
-_LOG_LIMIT_BYTES = 16 << 20
-# Paths of sockets, made once per start and not at each check: more than any host has VMs.
-_SOCKETS_KEPT = 20_000
 
 
 def milliseconds(duration: timedelta) -> int:
@@ -109,7 +101,7 @@ def stray_rules(settings: Settings) -> StrayRules:
     return StrayRules(settings.strays.policy, settings.strays.min_age.total_seconds())
 
 
-def redis_client(settings: Settings, observe: Observe = lambda _seconds, _failed: None) -> redis.Redis:
+def redis_client(settings: Settings, observe: Observe = unobserved) -> redis.Redis:
     return connect(
         settings.redis.url.get_secret_value(),
         timeout_s=settings.redis.timeout.total_seconds(),

@@ -34,6 +34,15 @@ class Reason(StrEnum):
     MANUAL = "manual"
 
 
+# Why a VM is lost; the other reasons are no loss.
+LOSS_REASONS = (
+    Reason.PROCESS_DEAD,
+    Reason.SOCKET_UNREACHABLE,
+    Reason.HEALTH_CHECK_FAILED,
+    Reason.PROCESS_MISMATCH,
+)
+
+
 class EpisodeEnd(StrEnum):
     RECOVERED = "recovered"
     FAILED = "failed"

@@ -10,6 +10,7 @@ import redis
 from workers.domain.vm import State
 from workers.ports import Limits
 from workers.store.client import SERVER_TIME, script, translated
+from workers.store.codec import compact
 from workers.store.keys import Keys
 from workers.store.wire import limits_text
 
@@ -73,7 +74,7 @@ class Surveys:
     """Raises StoreUnavailable."""
 
     def __init__(self, client: redis.Redis, *, prefix: str, limits: Limits, time: str = SERVER_TIME) -> None:
-        self._common = [Keys(prefix).prefix, limits_text(limits), ""]
+        self._common = [Keys(prefix).prefix, limits_text(limits), "", compact(list(State))]
         self._host, self._fleet = (script(client, f"survey_{of}", time=time) for of in ("host", "fleet"))
 
     def host(self, host: str) -> HostSurvey:

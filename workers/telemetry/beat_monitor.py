@@ -13,7 +13,7 @@ from workers.ports import DueChecks
 from workers.settings import Settings
 from workers.store.survey import FleetSurvey
 from workers.telemetry import instruments as m
-from workers.telemetry.monitor import Check, Monitor
+from workers.telemetry.monitor import Check, Monitor, utc
 from workers.telemetry.series import Labels
 from workers.telemetry.vitals import REDIS, SCHEDULER, VITALS, Vitals
 
@@ -111,7 +111,7 @@ class BeatMonitor:
         if survey is None:
             return lag | {"as_of": None}
         return lag | {
-            "as_of": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(survey.now_ms / 1000)),
+            "as_of": utc(survey.now_ms),
             "vms": dict(survey.states),
             "hosts": {each.host: {"heartbeat_s": each.heartbeat_ms / 1000, "vms": each.vms} for each in survey.hosts},
             "slots": {"used": survey.slots_used, "limit": survey.slots_limit},

@@ -6,24 +6,16 @@ from contextlib import AbstractContextManager, nullcontext
 
 from workers.domain.audit import Event, EventKind
 from workers.domain.evidence import Evidence, Observation, Verdict
-from workers.domain.vm import Episode, EpisodeEnd, Reason, State, VmRecord
+from workers.domain.vm import LOSS_REASONS, Episode, EpisodeEnd, Reason, State, VmRecord
 from workers.ports import Ignorance, Stored, Work
 from workers.telemetry import instruments as m
 from workers.telemetry.series import Labels, Series
-from workers.telemetry.story import ends_last_attempt, is_wanted
+from workers.telemetry.story import LOST, ends_last_attempt, is_new_loss, is_wanted
 
 SUCCEEDED, ATTEMPT_FAILED, FAILED, WITHDRAWN = "success", "attempt_failed", "failed", "withdrawn"
 OUTCOMES = (SUCCEEDED, ATTEMPT_FAILED, FAILED, WITHDRAWN)
 _NO_REASON = "none"
-# Why VMs are lost. What people ask for is rare, and begins when it comes.
-_REASONS = (
-    Reason.PROCESS_DEAD,
-    Reason.SOCKET_UNREACHABLE,
-    Reason.HEALTH_CHECK_FAILED,
-    Reason.PROCESS_MISMATCH,
-)
-_LOST = frozenset({State.UNHEALTHY, State.ORPHANED})
-_AT_WORK = frozenset({State.UNHEALTHY, State.ORPHANED, State.RECOVERING, State.FAILED})
+_AT_WORK = LOST | {State.RECOVERING, State.FAILED}
 # Here no doubt is left.
 _SETTLED = frozenset({State.HEALTHY, State.STOPPED})
 # A VM that was in doubt and then forgotten leaves an entry behind: beyond so many, the old ones are dropped.
@@ -126,13 +118,13 @@ class MetricsTelemetry:
         counts: _Counts = {}
         for vm_id, seen in looks.items():
             if seen.evidence is not Evidence.NOT_STARTED and not is_wanted(found[vm_id].record, seen):
-                labels = (found[vm_id].record.driver, vm_id)
+                driver = found[vm_id].record.driver
+                labels = (driver, vm_id)
                 _add(counts, m.CHECKS, labels, 1)
                 _add(counts, m.CHECK_FAILURES, labels, seen.ruling.verdict is Verdict.FAIL)
-                driver = found[vm_id].record.driver
                 for metric in (m.ATTEMPTS, m.SUCCESS):
                     _add(counts, metric, labels, 0)
-                for reason in _REASONS:
+                for reason in LOSS_REASONS:
                     _add(counts, m.LOST, (driver, reason, vm_id), 0)
                     _add(counts, m.ORPHANED, (driver, reason, vm_id), 0)
         self._series.count_all(counts)
@@ -147,7 +139,7 @@ class MetricsTelemetry:
             counts |= {(metric, (driver,)): 0 for metric in (m.CHECKS, m.CHECK_FAILURES, m.ATTEMPTS, m.SUCCESS)}
         for outcome in (SUCCEEDED, ATTEMPT_FAILED):
             self._series.record(m.ATTEMPT_SECONDS, (), driver, outcome)
-        for reason in _REASONS:
+        for reason in LOSS_REASONS:
             self._series.record(m.DETECTION_SECONDS, (), driver, reason)
             self._series.record(m.RECOVERY_SECONDS, (), driver, reason)
             counts[m.FALSE_POSITIVES, (driver, reason)] = 0
@@ -203,7 +195,7 @@ class MetricsTelemetry:
 
     def _moved(self, event: Event, record: VmRecord) -> None:
         reason = str(event.reason or _NO_REASON)
-        if event.after in _LOST and event.before not in _LOST:
+        if is_new_loss(event):
             self._count(m.LOST, record, reason)
             well_at = self._well_at.pop(record.vm_id, None)
             if well_at is not None:
@@ -221,7 +213,7 @@ class MetricsTelemetry:
 
     def _mended_itself(self, event: Event, record: VmRecord) -> None:
         """An episode ended without an attempt of ours. A death was real, whoever started the VM again."""
-        if event.before not in _LOST:
+        if event.before not in LOST:
             return
         self._series.count(m.OUTCOMES, record.driver, WITHDRAWN)
         if event.attempt is None and event.reason is not None and event.reason is not Reason.PROCESS_DEAD:

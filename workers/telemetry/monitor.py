@@ -1,6 +1,7 @@
 """What a process shows of itself: metrics, and the four endpoints that every worker and beat has."""
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,11 @@ from workers.telemetry.series import Series
 from workers.telemetry.vitals import VITALS, Vitals
 
 SCHEMA_VERSION = 1
+
+
+def utc(ms: int) -> str:
+    """Write a time as status documents do."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ms / 1000))
 
 
 @dataclass(frozen=True, slots=True)

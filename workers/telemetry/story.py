@@ -18,6 +18,7 @@ DECISIONS = "workers.decisions"
 _log = structlog.get_logger()
 _decisions = structlog.get_logger(DECISIONS)
 
+LOST = frozenset({State.UNHEALTHY, State.ORPHANED})
 ATTEMPT_FAILED = "vm recovery attempt failed"
 _TRANSITIONS = {
     State.UNHEALTHY: ("warning", "vm marked as unhealthy"),
@@ -101,6 +102,11 @@ def _bound(record: VmRecord) -> Iterator[None]:
 def ends_last_attempt(event: Event) -> bool:
     """Whether with this episode, for which a person is asked now, an attempt failed that was running."""
     return event.kind is EventKind.TRANSITION and event.after is State.FAILED and event.before is State.RECOVERING
+
+
+def is_new_loss(event: Event) -> bool:
+    """Whether with this a VM is marked as lost that was not before."""
+    return event.kind is EventKind.TRANSITION and event.after in LOST and event.before not in LOST
 
 
 def is_wanted(record: VmRecord, seen: Observation) -> bool:

@@ -1,4 +1,4 @@
-"""The Telemetry port as spans, and the guards that OpenTelemetry's Celery instrumentation needs.
+"""The Telemetry port as spans.
 
 All of one episode is one trace, whoever works on it: its id, and that of its first span, are made from the episode's
 (`domain.audit.trace_id_of`), so neither a lost message nor another worker breaks the story. Celery's own spans are
@@ -20,10 +20,9 @@ from workers.domain.audit import Event, EventKind, trace_id_of
 from workers.domain.evidence import Evidence, Observation, Verdict
 from workers.domain.vm import Episode, Reason, State, VmRecord
 from workers.ports import Ignorance, Stored, Work
-from workers.telemetry.story import is_wanted
+from workers.telemetry.story import is_new_loss, is_wanted
 
 LOST_SPAN = "vm_lost"
-_LOST = frozenset({State.UNHEALTHY, State.ORPHANED})
 _STEPS = frozenset({Work.FENCE, Work.START, Work.VERIFY, Work.COMMIT})
 # Of one batch; more would only be cut by the limit of OpenTelemetry (128 events per span).
 _MOST_EVENTS = 100
@@ -72,8 +71,7 @@ class TracingTelemetry:
 
     def _begin_story(self, event: Event, record: VmRecord, episode: Episode) -> None:
         """The first span of an episode stands for its detection; it links to the batch that saw it, and back."""
-        is_new = event.kind is EventKind.TRANSITION and event.after in _LOST and event.before not in _LOST
-        if not is_new or event.reason is Reason.NOT_STARTED or episode.attempt:
+        if not is_new_loss(event) or event.reason is Reason.NOT_STARTED or episode.attempt:
             return
         seen_in = trace.get_current_span()
         token = _ids.set(_ids_of(episode))

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from workers.domain.audit import Deferral
 from workers.domain.errors import StoreUnavailable
-from workers.domain.vm import State
+from workers.domain.vm import LOSS_REASONS, State
 from workers.ports import Halt, Ignorance
 from workers.settings import Settings
 from workers.store.survey import HostSurvey
 from workers.store.weather import Weather
 from workers.telemetry import instruments as m
 from workers.telemetry.metrics import MetricsTelemetry
-from workers.telemetry.monitor import Check, Monitor
+from workers.telemetry.monitor import Check, Monitor, utc
 from workers.telemetry.vitals import VITALS, Vitals
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ class WorkerMonitor:
             for cause in causes:
                 begin(metric, str(cause), by=0)
 
+    def start(self) -> None:
+        self.monitor.start()
+
+    def stop(self) -> None:
+        self.monitor.stop()
+
     @property
     def vitals(self) -> Vitals:
         return self.monitor.vitals
@@ -109,7 +115,7 @@ class WorkerMonitor:
             m.SLOTS_USED: survey.slots_used,
             m.SLOTS_LIMIT: survey.slots_limit,
             m.STRAYS: self._strays,
-            m.BUDGET_LEFT: max(0, self._per_hour - survey.destroyed),
+            m.BUDGET_LEFT: self._budget_left(survey),
             m.FROZEN: halt is not None and halt.frozen,
             m.KILL_SWITCH: is_paused,
             m.STORM: survey.storm,
@@ -117,18 +123,22 @@ class WorkerMonitor:
             m.CLOCK_SKEW: off_s,
             m.HEARTBEAT: time.time(),
         }
-        if survey.should_run:
-            figures[m.PASSED_AGE] = self.metrics.since_passed_s
-        else:
-            self.metrics.nothing_should_run()
         gauge = self.monitor.series.gauge
         for metric, value in figures.items():
             gauge(metric, float(value))
-        if not survey.should_run:
+        if survey.should_run:
+            gauge(m.PASSED_AGE, self.metrics.since_passed_s)
+        else:
+            self.metrics.nothing_should_run()
             gauge(m.PASSED_AGE, {})
         gauge(m.VMS, {(state,): number for state, number in states.items()})
-        gauge(m.ORPHANED_VMS, {(reason,): survey.orphans.get(reason, 0) for reason in _reasons(survey.orphans)})
+        # A reason that was never seen begins at 0, so that its alert can end.
+        orphans = dict.fromkeys(LOSS_REASONS, 0) | dict(survey.orphans)
+        gauge(m.ORPHANED_VMS, {(str(reason),): number for reason, number in orphans.items()})
         gauge(m.WORKER_INFO, {(self._version,): 1})
+
+    def _budget_left(self, survey: HostSurvey) -> int:
+        return max(0, self._per_hour - survey.destroyed)
 
     # What is asked
 
@@ -148,7 +158,7 @@ class WorkerMonitor:
         if survey is None:
             return {"as_of": None}
         return {
-            "as_of": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(survey.now_ms / 1000)),
+            "as_of": utc(survey.now_ms),
             "vms": dict(survey.states),
             "orphans": {"by_reason": dict(survey.orphans), "oldest_s": survey.oldest_orphan_ms / 1000},
             "recoveries": {
@@ -159,7 +169,7 @@ class WorkerMonitor:
             "slots": {"used": survey.slots_used, "limit": survey.slots_limit},
             "storm": survey.storm,
             "strays": self._strays,
-            "destruction_budget_left": max(0, self._per_hour - survey.destroyed),
+            "destruction_budget_left": self._budget_left(survey),
             "halted": asdict(self._halt) if self._halt else None,
             "watched_vmms": self._watched,
             "clock_skew_s": round(self._off_s, 3),
@@ -174,11 +184,6 @@ class WorkerMonitor:
         except StoreUnavailable as error:
             return {"breakers": None, "redis": str(error)}
         return {"breakers": breakers, "redis": "answers"}
-
-
-def _reasons(orphans: Mapping[str, int]) -> set[str]:
-    """A reason that was never seen begins at 0, so that its alert can end."""
-    return {"process_dead", "socket_unreachable", "health_check_failed", "process_mismatch", *orphans}
 
 
 def _why_not_writable(folder: Path) -> str:

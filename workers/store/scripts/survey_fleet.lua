@@ -1,10 +1,9 @@
 -- parts: base common storm
 -- How the fleet stands right now, for the metrics that each beat serves. Changes nothing.
--- ARGV from 4: after how long (ms) without a worker a host that has no VMs is left out
+-- ARGV from 4: states of VMs (JSON list), after how long (ms) without a worker a host that has no VMs is left out
 -- Returns {now, JSON}
 local seen = {states = {}, breakers = {}, halted = {frozen = 0, paused = 0}, hosts = {}}
-for _, state in ipairs({'starting', 'healthy', 'degraded', 'unhealthy', 'orphaned', 'recovering', 'failed', 'stopped',
-  'unknown'}) do
+for _, state in ipairs(cjson.decode(ARGV[4])) do
   seen.states[state] = redis.call('SCARD', prefix .. ':in:' .. state)
 end
 for _, scope in ipairs(redis.call('SMEMBERS', prefix .. ':breakers')) do
@@ -26,7 +25,7 @@ end
 local hosts = redis.call('ZRANGE', prefix .. ':hosts', 0, -1, 'WITHSCORES')
 for i = 1, #hosts, 2 do
   local vms = redis.call('SCARD', prefix .. ':of:' .. hosts[i])
-  if vms > 0 or now - tonumber(hosts[i + 1]) < tonumber(ARGV[4]) then
+  if vms > 0 or now - tonumber(hosts[i + 1]) < tonumber(ARGV[5]) then
     seen.hosts[#seen.hosts + 1] = {hosts[i], math.max(0, now - tonumber(hosts[i + 1])), vms}
   end
 end

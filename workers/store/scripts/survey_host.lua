@@ -1,14 +1,13 @@
 -- parts: base common storm
 -- How one host stands right now, for its metrics and its status page. Changes nothing.
--- ARGV from 4: host, for how long destructive actions count (ms), most records that are opened
+-- ARGV from 4: states of VMs (JSON list), host, for how long destructive actions count (ms), most records that are opened
 -- Returns {now, JSON}
-local host, most_opened = ARGV[4], tonumber(ARGV[6])
+local host, most_opened = ARGV[5], tonumber(ARGV[7])
 local here = host_place(host)
-local STATES = {'starting', 'healthy', 'degraded', 'unhealthy', 'orphaned', 'recovering', 'failed', 'stopped', 'unknown'}
 local IN_TROUBLE = {'orphaned', 'unhealthy', 'recovering', 'starting'}
 
 local seen = {states = {}, reasons = {}, oldest_ms = 0, waiting = 0, waited_ms = 0, in_flight = {}}
-for _, state in ipairs(STATES) do
+for _, state in ipairs(cjson.decode(ARGV[4])) do
   seen.states[state] = redis.call('SINTERCARD', 2, prefix .. ':of:' .. host, prefix .. ':in:' .. state)
 end
 
@@ -45,5 +44,5 @@ end
 seen.slots_used = redis.call('ZCOUNT', slots_key(here), '(' .. now, '+inf')
 seen.slots_limit = cap(here)
 seen.storm = storm_at(here) and 1 or 0
-seen.destroyed = redis.call('ZCOUNT', prefix .. ':budget:' .. host, '(' .. now - ARGV[5], '+inf')
+seen.destroyed = redis.call('ZCOUNT', prefix .. ':budget:' .. host, '(' .. now - ARGV[6], '+inf')
 return {now, cjson.encode(seen)}
