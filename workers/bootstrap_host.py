@@ -8,8 +8,8 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Collection, Sequence
+from functools import lru_cache, partial
 from importlib.metadata import version
 
 import structlog
@@ -163,7 +163,7 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
         sockets=lambda: files.sockets(watcher.vm_ids()),
         new_owner=lambda: uuid.uuid4().hex,
         jitter=random.SystemRandom().random,
-        bound_logs=lambda vm_id: files.bound_logs(vm_id, _LOG_LIMIT_BYTES),
+        bound_logs=partial(_bound_logs, files),
         silent_hosts=lambda: fleet.hosts.silent(longer_than_ms=3 * lease_ms),
         put_unreadable=lambda why_of: fleet.hosts.put_unreadable(host, why_of, ttl_ms=strays_ttl_ms),
         put_strays=put_strays,
@@ -182,6 +182,15 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
         surveys=fleet.surveys,
         monitor=monitor,
     )
+
+
+def _bound_logs(files: HostFiles, vm_ids: Collection[str]) -> None:
+    """Housekeeping: what keeps it from being done keeps no sweep from its work."""
+    try:
+        for vm_id in vm_ids:
+            files.bound_logs(vm_id, _LOG_LIMIT_BYTES)
+    except OSError as error:
+        _log.warning("logs of vms are not bounded", error=str(error))
 
 
 def _memory_not_saved(error: OSError) -> None:

@@ -83,11 +83,9 @@ class Deaths:
         return ()
 
     def note_cause(self, vm_id: str, process: Incarnation, cause: str) -> None:
-        run = self._files.run_of(vm_id, process)
-        if run is None:
-            return
         try:
-            run.write_exit(cause)
+            if (run := self._files.run_of(vm_id, process)) is not None:
+                run.write_exit(cause)
         except OSError as error:
             _log.warning("exit cause not kept", vm_id=vm_id, cause=cause, error=str(error))
 
@@ -172,8 +170,13 @@ class HostRuntime:
             _log.debug("orphan detection", **_numbers(self._services.orphans.sweep()))
 
     def reconcile(self) -> None:
-        if self.active:
+        if not self.active:
+            return
+        try:
             _log.debug("reconciliation", **_numbers(self._services.reconciliation.sweep()))
+        except OSError as error:
+            # Who cannot see what runs here says nothing of it.
+            _log.warning("no reconciliation: this host cannot be looked at", error=str(error))
 
     def rebuild(self, request_id: str | None) -> None:
         if self.active:

@@ -190,7 +190,7 @@ class World:
             sockets=self.host.sockets,
             new_owner=lambda: next(self._owners),
             jitter=lambda: 0.0,
-            bound_logs=self.bounded.append,
+            bound_logs=self.bounded.extend,
             silent_hosts=lambda: self.silent,
             put_unreadable=self.unreadable.update,
             put_strays=self._keep_strays,

@@ -1,6 +1,6 @@
 """All services of one host, joined from ports and policies: the same for a real host and for a simulated one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from workers.domain.evidence import Sockets
@@ -47,7 +47,7 @@ class HostPorts:
     sockets: Callable[[], Sockets]
     new_owner: Callable[[], str]
     jitter: Callable[[], float]
-    bound_logs: Callable[[str], None]
+    bound_logs: Callable[[Collection[str]], None]
     silent_hosts: Callable[[], Sequence[str]]
     put_unreadable: Callable[[Mapping[str, str]], None]
     put_strays: Callable[[Sequence[StrayFound]], None]

@@ -4,7 +4,7 @@ Orphan detection is quick and often; reconciliation compares records and process
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workers.domain.audit import EventKind, event
@@ -55,7 +55,7 @@ class OrphanDetection:
         host: str,
         detection_interval_ms: int,
         recovers: bool,
-        bound_logs: Callable[[str], None],
+        bound_logs: Callable[[Collection[str]], None],
         put_unreadable: Callable[[Mapping[str, str]], None],
     ) -> None:
         self._store, self._prober, self._checks = store, prober, checks
@@ -77,8 +77,7 @@ class OrphanDetection:
             unreadable |= snapshot.unreadable
             self._find_dead(snapshot, report)
             self._drive(snapshot, report)
-            for vm_id in snapshot.found:
-                self._bound_logs(vm_id)
+            self._bound_logs(snapshot.found)
         for vm_id, why in unreadable.items():
             self._telemetry.ignored(vm_id, why, Ignorance.UNREADABLE)
         self._put_unreadable(unreadable)

@@ -45,6 +45,8 @@ class Invariants:
     seen: list[str] = field(default_factory=list)
     grants: dict[str, _Grant] = field(default_factory=dict)
     serving_since: dict[tuple[str, int], int] = field(default_factory=dict)
+    # Processes that were signalled, with the attempt that did: SIGKILL follows SIGTERM, also if it answers meanwhile.
+    condemned: dict[tuple[str, int], str] = field(default_factory=dict)
     # The server's clock may be set back between a look at it and what follows from that.
     newest_ms: int = 0
 
@@ -119,7 +121,11 @@ class Invariants:
         if record is None and self.world.settings.strays.policy == "reap":
             return
         self._must_hold(machine, vmm.vm_id, "signals")
-        worker = self._worker()
+        worker, grant, key = self._worker(), self.grants.get(vmm.vm_id), (machine.name, vmm.process.pid)
+        attempt = grant.owner if grant else ""
+        if self.condemned.get(key) == attempt:
+            return
+        self.condemned[key] = attempt
         looked = worker.looked.get(vmm.vm_id, 0) if worker else 0
         since = self.serving_since.get((machine.name, vmm.process.pid))
         read_ms = self._read_ms(vmm.vm_id)

@@ -60,7 +60,7 @@ class SimWorker:
             sockets=machine.sim.sockets,
             new_owner=lambda: f"{self.owner}-{next(world.numbers)}",
             jitter=world.dice.random,
-            bound_logs=lambda _vm_id: None,
+            bound_logs=lambda _vm_ids: None,
             silent_hosts=world.silent_hosts,
             put_unreadable=lambda _why_of: None,
             put_strays=lambda found: world.strays.__setitem__(machine.name, found),
