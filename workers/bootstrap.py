@@ -12,12 +12,14 @@ from workers.domain.storm import StormPolicy
 from workers.domain.strays import StrayRules
 from workers.ports import Limits, Memory, Wakeups
 from workers.services.ledger import Ledger
+from workers.services.modes import OperatorModes
 from workers.services.registry import Registry
 from workers.settings import Settings
 from workers.store.client import Observe, connect, unobserved
 from workers.store.data import RedisData
 from workers.store.events import EventLog
 from workers.store.hosts import HostRegistry
+from workers.store.modes import RedisModes
 from workers.store.schedule import DETECT_ORPHANS, RECONCILE, RedisSchedule
 from workers.store.survey import Surveys
 from workers.store.vm_store import RedisVmStore
@@ -136,8 +138,12 @@ class Fleet:
         self.hosts = HostRegistry(client, prefix=prefix)
         self.events = EventLog(client, prefix=prefix)
         self.data = RedisData(client, prefix=prefix, lease_ms=milliseconds(settings.recovery.lease))
+        self.modes = RedisModes(client, prefix=prefix, events_kept=settings.events.max_length)
         self.weather = Weather(client, prefix=prefix)
         self.surveys = Surveys(client, prefix=prefix, limits=limits(settings))
+
+    def operator_modes(self, *, actor: str) -> OperatorModes:
+        return OperatorModes(self.modes, actor=actor)
 
     def registry(self, wakeups: Wakeups, *, actor: str) -> Registry:
         return Registry(self.store, Ledger(self.store, wakeups, NoTelemetry()), actor=actor)

@@ -10,6 +10,7 @@ from workers.domain.audit import Event
 from workers.domain.breaker import BreakerPolicy, Call, Result
 from workers.domain.epoch import Found, Known
 from workers.domain.evidence import Observation
+from workers.domain.modes import NO_MODES, Modes, Scope
 from workers.domain.storm import Loss, StormPolicy
 from workers.domain.strays import StrayPolicy
 from workers.domain.vm import Incarnation, State, VmRecord
@@ -66,6 +67,8 @@ class Snapshot:
     now_us: int
     found: Mapping[str, Stored]
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    # Of the VMs that were found, of their hosts and of the fleet.
+    modes: Modes = NO_MODES
 
     @property
     def now_ms(self) -> int:
@@ -77,12 +80,14 @@ class Take:
     """Take the VM's lease, a slot of its host and one of the fleet, and the admission of all its breakers; or nothing.
 
     `calls` are the breakers and what the attempt counts for in each. None: only the lease (a stop needs no more). The
-    token of the lease is the generation of the change's record.
+    token of the lease is the generation of the change's record. `forced`: a person's request goes before caps,
+    breakers, storms and modes; never before a quarantine.
     """
 
     owner: str
     ttl_ms: int
     calls: tuple[Call, ...] | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class Outcome(StrEnum):
     LEASED = "leased"  # by somebody else; or not by the one who has to hold it
     WAITING = "waiting"  # for a slot or a breaker, in line
     FROZEN = "frozen"  # the data are not those that this host knows
+    HELD = "held"  # by an operator mode
     SCHEMA = "schema"
     NOT_TRIED = "not_tried"
 
@@ -204,6 +210,22 @@ class Halt:
     why: str
     epoch: str = ""
     frozen: bool = False
+
+
+class ModeStore(Protocol):
+    """Operator modes and run-time flags. Every method raises StoreUnavailable."""
+
+    def modes(self, scopes: Collection[str]) -> tuple[int, Modes]:
+        """Server time in ms, and what is set on these scopes."""
+        ...
+
+    def all_modes(self) -> tuple[int, Modes]:
+        """Server time in ms, and every scope on which anything is set."""
+        ...
+
+    def put_scope(self, name: str, before: Scope, after: Scope, told: Event) -> bool:
+        """Write if nobody wrote since `before` was read, together with its event. False: read again."""
+        ...
 
 
 class Data(Protocol):

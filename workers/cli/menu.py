@@ -77,6 +77,38 @@ vm = LazyGroup(
     context_settings=HELP_NAMES,
 )
 
+host = LazyGroup(
+    "host",
+    {
+        "list": Entry("host", "list_hosts", "List hosts: who serves them, how their VMs are, what holds them."),
+        "show": Entry("host", "show", "Show all that is known about a host."),
+    },
+    help="Look at hosts.",
+    context_settings=HELP_NAMES,
+)
+
+breaker = LazyGroup(
+    "breaker",
+    {
+        "list": Entry("breaker", "list_breakers", "List circuit breakers that are not closed, and who waits for them."),
+        "trip": Entry("breaker", "trip", "Open a breaker by hand: nothing of its scope is recovered."),
+        "reset": Entry("breaker", "reset", "Close a breaker by hand."),
+    },
+    help="Circuit breakers of images, drivers, hosts and the fleet.",
+    context_settings=HELP_NAMES,
+)
+
+flag = LazyGroup(
+    "flag",
+    {
+        "list": Entry("flag", "list_flags", "List the parts that can be switched at run time, and where they are."),
+        "set": Entry("flag", "set_flag", "Switch a part on or off for the fleet, a host or a VM."),
+        "clear": Entry("flag", "clear", "Take a switch back."),
+    },
+    help="Switch health checks, orphan detection, recovery and stray reaping at run time.",
+    context_settings=HELP_NAMES,
+)
+
 state = LazyGroup(
     "state",
     {
@@ -93,11 +125,30 @@ reliability = LazyGroup(
     {
         "status": Entry("status", "status", "Show the fleet on one screen, and what needs a person.", _SEE),
         "vm": Entry("menu", "vm", "Look at single VMs.", _SEE),
+        "why": Entry("why", "why", "Say why a VM is as it is, and what happens next.", _SEE),
+        "host": Entry("menu", "host", "Look at hosts.", _SEE),
+        "breaker": Entry("menu", "breaker", "Circuit breakers: see, trip, reset.", _SEE),
         "events": Entry("events", "events", "Show what was decided about VMs, and why.", _SEE),
+        "agreement": Entry(
+            "agreement", "agreement", "Show what observe-only would have done, and what came of it.", _SEE
+        ),
+        "discover": Entry("discover", "discover", "Find running VMMs of this host, and draft their specs.", _SEE),
         "config": Entry("config", "config", "Show every setting as it is in force, and who set it.", _SEE),
+        "doctor": Entry(
+            "doctor", "doctor", "Look for what would keep this host from working, and say what to do.", _SEE
+        ),
+        "support-bundle": Entry(
+            "bundle", "support_bundle", "Collect what a person who helps needs, without secrets.", _SEE
+        ),
         "apply": Entry("declare", "apply", "Declare VMs: create or change all that a file describes.", _DECLARE),
         "forget": Entry("declare", "forget", "Drop the record of a VM; its VMM runs on.", _DECLARE),
         "recover": Entry("recover", "recover", "Ask for the recovery of a VM.", _DECLARE),
+        "reset": Entry("reset", "reset", "Clear a finished episode: the VM is watched and recovered again.", _DECLARE),
+        "pause": Entry("modes", "pause", "Neither judge nor touch VMs, until it is lifted.", _DECLARE),
+        "maintenance": Entry("modes", "maintenance", "Judge VMs, and do nothing to them, for a time.", _DECLARE),
+        "observe": Entry("modes", "observe", "Decide everything, write it down, and do nothing.", _DECLARE),
+        "resume": Entry("modes", "resume", "Lift a pause, a maintenance or observe-only.", _DECLARE),
+        "flag": Entry("menu", "flag", "Switch single parts at run time.", _DECLARE),
         "state": Entry("menu", "state", "After Redis lost its data: look, rebuild, confirm.", _DECLARE),
         "worker": Entry("run", "worker", "Run the worker of this host.", _RUN),
         "beat": Entry("run", "beat", "Run a beat: it schedules health checks and sweeps.", _RUN),

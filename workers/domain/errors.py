@@ -12,6 +12,8 @@ ReliabilityError
 ├── StopFailed             a VMM could not be stopped
 │   └── Unkillable         it is alive after SIGKILL (state D)
 ├── DriverUnavailable      the VMM's binary is missing or not usable
+├── Refused                what was asked for is not done, and why; nothing was changed
+├── Held                   an operator mode keeps anybody from acting on this VM
 └── Paused                 the kill switch of this host is on
 """
 
@@ -70,6 +72,20 @@ class StopFailed(ReliabilityError):
 
 class Unkillable(StopFailed):
     """Nothing but the end of what it waits for in the kernel, or a reboot, gets rid of it."""
+
+
+class Refused(ReliabilityError):
+    """`why` stands for itself and says what to do instead; `hindrance` names it for programs."""
+
+    def __init__(self, why: str, hindrance: str = "refused") -> None:
+        super().__init__(why)
+        self.why, self.hindrance = why, hindrance
+
+
+class Held(ReliabilityError):
+    def __init__(self, vm_id: str, words: str) -> None:
+        super().__init__(f"vm {vm_id}: {words}")
+        self.vm_id, self.words = vm_id, words
 
 
 class DriverUnavailable(ReliabilityError):

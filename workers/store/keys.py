@@ -18,6 +18,7 @@ P:breaker:<scope> hash   1 h after closing state generation opened cooldown succ
  …:ok:<n> :ko:<n> zset   the window        children by last result -> when                         write
 P:breakers       set     for ever          scopes that are not closed                              write, tend / status
 P:server         hash    for ever          run id of the server, end of the quarantine             write, tend
+P:modes          hash    for ever          scope (fleet, host:<h>, vm:<id>) -> holds, switches (JSON)  modes / all
 P:epoch          hash    for ever          id of this life of the data                             epoch
 P:epochs         zset    for ever          earlier epochs, confirmed by an operator                epoch
 P:halted         hash    while halted      hosts that recover nothing now (frozen data, kill switch) -> why (JSON)
@@ -89,6 +90,10 @@ class Keys:
     @property
     def halted(self) -> str:
         return f"{self.prefix}:halted"
+
+    @property
+    def modes(self) -> str:
+        return f"{self.prefix}:modes"
 
     @property
     def epoch(self) -> str:
