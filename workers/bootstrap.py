@@ -13,13 +13,17 @@ from workers.domain.strays import StrayRules
 from workers.ports import Limits, Memory, Wakeups
 from workers.services.ledger import Ledger
 from workers.services.modes import OperatorModes
+from workers.services.operations import Operations, Send, SentWakeups
 from workers.services.registry import Registry
 from workers.settings import Settings
+from workers.store.breakers import RedisBreakers
 from workers.store.client import Observe, connect, unobserved
+from workers.store.closeup import CloseUp
 from workers.store.data import RedisData
 from workers.store.events import EventLog
 from workers.store.hosts import HostRegistry
 from workers.store.modes import RedisModes
+from workers.store.places import Places
 from workers.store.schedule import DETECT_ORPHANS, RECONCILE, RedisSchedule
 from workers.store.survey import Surveys
 from workers.store.vm_store import RedisVmStore
@@ -28,6 +32,7 @@ from workers.telemetry.story import NoTelemetry
 from workers.vmm.driver import Driver
 from workers.vmm.firecracker import EXITS as FIRECRACKER_EXITS
 from workers.vmm.firecracker import FirecrackerDriver
+from workers.vmm.plugins import third_party_drivers
 from workers.vmm.qemu import QemuDriver
 
 
@@ -139,8 +144,25 @@ class Fleet:
         self.events = EventLog(client, prefix=prefix)
         self.data = RedisData(client, prefix=prefix, lease_ms=milliseconds(settings.recovery.lease))
         self.modes = RedisModes(client, prefix=prefix, events_kept=settings.events.max_length)
+        self.breakers = RedisBreakers(client, prefix=prefix, limits=limits(settings))
         self.weather = Weather(client, prefix=prefix)
+        self.closeup = CloseUp(client, prefix=prefix)
+        self.places = Places(client, prefix=prefix)
         self.surveys = Surveys(client, prefix=prefix, limits=limits(settings))
+
+    def operations(self, send: Send, *, actor: str) -> Operations:
+        """What people may ask for; messages go out by `send`."""
+        return Operations(
+            self.store,
+            Ledger(self.store, SentWakeups(send), NoTelemetry()),
+            send,
+            hosts=self.hosts,
+            halts=self.data,
+            stream=self.events,
+            breakers=self.breakers,
+            actor=actor,
+            policy=recovery_policy(self.settings),
+        )
 
     def operator_modes(self, *, actor: str) -> OperatorModes:
         return OperatorModes(self.modes, actor=actor)
@@ -150,9 +172,15 @@ class Fleet:
 
 
 def drivers(settings: Settings) -> dict[str, Driver]:
+    """Ours, and those of other packages that can be used."""
     firecracker, qemu = settings.drivers.firecracker, settings.drivers.qemu
     made: Sequence[Driver] = (
         FirecrackerDriver(firecracker.binary, firecracker.environment, {**FIRECRACKER_EXITS, **firecracker.exits}),
         QemuDriver(qemu.binary, qemu.accel, qemu.environment, qemu.exits),
     )
-    return {driver.name: driver for driver in made}
+    return {driver.name: driver for driver in made} | third_party_drivers(settings.drivers.third_party)[0]
+
+
+def driver_problems(settings: Settings) -> list[str]:
+    """Say what keeps drivers of other packages from being used, one line each."""
+    return third_party_drivers(settings.drivers.third_party)[1]

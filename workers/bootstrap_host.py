@@ -8,14 +8,23 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
 
 import structlog
 from celery import Celery
 
-from workers.bootstrap import Fleet, drivers, health_policy, milliseconds, recovery_policy, redis_client, stray_rules
+from workers.bootstrap import (
+    Fleet,
+    driver_problems,
+    drivers,
+    health_policy,
+    milliseconds,
+    recovery_policy,
+    redis_client,
+    stray_rules,
+)
 from workers.domain.errors import ReliabilityError
 from workers.domain.vm import Vantage, VmRecord
 from workers.host.clock import BootClock
@@ -26,10 +35,14 @@ from workers.host.rundir import HostFiles
 from workers.host.trouble import Trouble
 from workers.host.vmm_host import LocalVmmHost
 from workers.host.watcher import ROUND_S, Watcher
+from workers.integration.http_host import HooksApiHost
+from workers.integration.replay import JournalReplay
 from workers.messages import CeleryWakeups, NoWakeups
 from workers.ports import StrayFound, Telemetry
 from workers.runtime import Deaths, HostLease, HostRuntime
-from workers.services.host_services import HostPolicies, HostPorts, host_services
+from workers.services.host_services import HostPolicies, HostPorts, HostServices, host_services
+from workers.services.ledger import Ledger
+from workers.services.registry_sync import RegistrySync, SyncRules
 from workers.settings import Settings
 from workers.store.hosts import HostWorker
 from workers.telemetry.beat_monitor import BeatMonitor
@@ -62,6 +75,11 @@ def _this_worker(settings: Settings, vantage: Vantage) -> HostWorker:
         since_ms=int(time.time() * 1000),
         version=version(DISTRIBUTION),
     )
+
+
+def hooks_api(settings: Settings) -> HooksApiHost | None:
+    """The hooks of this host as an HTTP API, where that is wanted."""
+    return HooksApiHost(Fleet(settings), version(DISTRIBUTION)) if settings.integration.enabled else None
 
 
 class NotAWorker(ReliabilityError):
@@ -104,6 +122,8 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
     wakeups = CeleryWakeups(app, unsent=monitor.could_not_send) if app and settings.enabled else NoWakeups()
     vantage = read_vantage(settings.state_dir)
     known = drivers(settings)
+    for problem in driver_problems(settings):
+        _log.error("driver not usable", why=problem)
     deaths = Deaths(files)
     watcher = Watcher(
         vantage,
@@ -128,6 +148,7 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
         vantage,
         host_name=host,
         image_roots=settings.image_roots,
+        image_devices=settings.image_devices,
         stop_grace_s=settings.recovery.stop_grace.total_seconds(),
         start_timeout_s=settings.recovery.start_timeout.total_seconds(),
         tidy_grace_s=settings.strays.leftovers_after.total_seconds(),
@@ -152,6 +173,7 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
     ports = HostPorts(
         fleet.store,
         fleet.data,
+        fleet.modes,
         memory,
         vmm_host,
         prober,
@@ -181,7 +203,45 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
         lease=HostLease(fleet.hosts, _this_worker(settings, vantage), vantage, ttl_ms=lease_ms),
         surveys=fleet.surveys,
         monitor=monitor,
+        replay_hooks=JournalReplay(settings, fleet, vantage),
+        trim_events=_trimming(fleet),
+        sync_registry=_registry_sync(settings, fleet, services, ports),
     )
+
+
+def _registry_sync(
+    settings: Settings, fleet: Fleet, services: HostServices, ports: HostPorts
+) -> Callable[[], None] | None:
+    """What compares with the manager's registry, where there is one."""
+    registry, host = settings.registry, settings.host
+    if registry.provider is None and registry.folder is None:
+        return None
+    from workers.integration.registry import Listing, registry_of  # noqa: PLC0415 - few have one
+
+    source = Listing(
+        lambda: registry_of(registry.provider, registry.folder, host=host), timeout_s=registry.timeout.total_seconds()
+    )
+    rules = SyncRules(
+        host,
+        interval_s=registry.interval.total_seconds(),
+        ttl_ms=3 * milliseconds(max(registry.interval, settings.reconcile_interval)),
+        forget_missing=registry.forget_missing,
+    )
+    return RegistrySync(
+        source,
+        fleet.store,
+        Ledger(fleet.store, ports.wakeups, ports.telemetry),
+        fleet.hosts,
+        rules=rules,
+        clock=ports.clock,
+        is_halted=lambda: services.tending.halted is not None,
+    ).sync_if_due
+
+
+def _trimming(fleet: Fleet) -> Callable[[], int] | None:
+    """What drops events that are too old; None where only their number counts."""
+    max_age = fleet.settings.events.max_age
+    return partial(fleet.events.trim, milliseconds(max_age)) if max_age else None
 
 
 def _bound_logs(files: HostFiles, vm_ids: Collection[str]) -> None:

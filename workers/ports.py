@@ -322,6 +322,7 @@ class Ignorance(StrEnum):
     CONTENDED = "contended"
     LEFT_TO_SWEEPS = "left_to_sweeps"
     PAUSED = "paused"
+    HELD = "held"
     FROZEN = "frozen"
     LEASE_LOST = "lease_lost"
     STORE_AWAY = "store_away"

@@ -12,7 +12,9 @@ from tests.support.builders import a_breaker_policy, a_lost_vm, a_spec, a_storm_
 from tests.support.fakes import FakeMemory
 from tests.support.servers import RedisFlavour
 from tests.support.stores import Subject, memory_subject, redis_subject
+from workers.domain.audit import Event, EventKind
 from workers.domain.breaker import Result, calls_of
+from workers.domain.modes import FLEET, Hold, Mode, Scope, host_scope, vm_scope
 from workers.domain.storm import Loss
 from workers.domain.vm import VmRecord
 from workers.embedded import EmbeddedServer
@@ -56,10 +58,13 @@ class Step:
     result: Result | None = None
     loss: Loss = Loss.CERTAIN
     ms: int = 0
+    scope: str = FLEET
+    mode: Mode = Mode.PAUSED
 
 
 some_vms = st.lists(st.sampled_from(VMS), min_size=1, max_size=4, unique=True).map(tuple)
 one_vm = st.sampled_from(VMS).map(lambda vm_id: (vm_id,))
+scopes = st.sampled_from([FLEET, host_scope(HOSTS[0]), vm_scope(VMS[0]), vm_scope(VMS[1])])
 steps = st.one_of(
     st.builds(Step, st.just("lose"), some_vms, loss=st.sampled_from(Loss)),
     st.builds(Step, st.just("enlist"), some_vms),
@@ -75,6 +80,10 @@ steps = st.one_of(
     st.builds(Step, st.just("tend"), one_vm),
     st.builds(Step, st.just("halt"), one_vm),
     st.builds(Step, st.just("go_on"), one_vm),
+    st.builds(Step, st.just("force"), one_vm),
+    st.builds(Step, st.just("hold"), scope=scopes, mode=st.sampled_from(Mode), ms=st.sampled_from([0, 2000])),
+    st.builds(Step, st.just("lift"), scope=scopes),
+    st.builds(Step, st.just("lift"), scope=scopes),
     st.builds(Step, st.just("restart")),
     st.builds(Step, st.just("wait"), ms=st.integers(1, 4000)),
 )
@@ -106,7 +115,7 @@ class Player:
             vm_id: (stored.rev, stored.lease_owner, stored.waits_for, stored.is_called)
             for vm_id, stored in snapshot.found.items()
         }
-        return seen, rows
+        return seen, rows, snapshot.modes
 
     def rev(self, vm_id: str) -> int:
         found = self.store.read([vm_id]).found
@@ -121,10 +130,31 @@ class Player:
     def enlist(self, step: Step) -> Written:
         return self.store.write((), enlist=step.vm_ids)
 
-    def admit(self, step: Step) -> Written:
+    def admit(self, step: Step, *, forced: bool = False) -> Written:
         (vm_id,) = step.vm_ids
         calls = calls_of(vm_id, host=host_of(vm_id), image=image_of(vm_id), driver="d@1")
-        return self.store.write([self.change(vm_id, lost=True, take=Take(vm_id, self.limits.lease_ms, calls))])
+        take = Take(vm_id, self.limits.lease_ms, calls, forced=forced)
+        return self.store.write([self.change(vm_id, lost=True, take=take)])
+
+    def force(self, step: Step) -> Written:
+        return self.admit(step, forced=True)
+
+    def hold(self, step: Step) -> bool:
+        """For so long, and half of that again in which it is only observed; 0: until it is lifted."""
+        now_ms, before = self.subject.clock.now_us // 1000, self._scope(step)
+        until_ms = now_ms + step.ms if step.ms else 0
+        made = Hold(f"h{len(before.holds)}", step.mode, "alice", "work", now_ms, until_ms, step.ms // 2)
+        return self._put_scope(step, Scope((*before.holds, made)))
+
+    def lift(self, step: Step) -> bool:
+        return self._put_scope(step, Scope())
+
+    def _scope(self, step: Step) -> Scope:
+        return self.subject.modes.modes([step.scope])[1].scopes.get(step.scope, Scope())
+
+    def _put_scope(self, step: Step, after: Scope) -> bool:
+        told = Event(EventKind.MODE, "", "", "alice", "work", scope=step.scope)
+        return self.subject.modes.put_scope(step.scope, self._scope(step), after, told)
 
     def end(self, step: Step) -> Written:
         (vm_id,) = step.vm_ids

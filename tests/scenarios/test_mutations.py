@@ -110,6 +110,18 @@ MUTANTS = {
         "invariant 9",
         (Edit("services/recovery.py", "if found is not None and _serves(record, found, seen):", "if False:"),),
     ),
+    "neither the store nor an attempt heeds operator modes": Mutant(
+        "invariant 3",
+        (
+            Edit(STORE, "return Modes(self._data.modes).in_force(record, self._now) is not None", "return False"),
+            Edit(
+                "services/recovery.py",
+                "return snapshot.modes.in_force(record, snapshot.now_ms) if record.force is Force.PLAIN else None",
+                "return None",
+            ),
+            Edit(ATTEMPT, "            raise Held(self._vm_id, held.words)\n", "            return\n"),
+        ),
+    ),
     "an attempt does not wait for its backoff": Mutant(
         "invariant 5",
         (Edit(RECOVERY, "if episode.next_attempt_ms > now_ms:\n        # A", "if False:\n        # A"),),

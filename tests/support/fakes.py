@@ -27,7 +27,7 @@ from workers.domain.vm import Incarnation, State, VmRecord
 from workers.ports import Change, Ignorance, Outcome, Stored, StrayFound, Work
 from workers.services.host_services import HostPolicies, HostPorts, HostServices, host_services
 from workers.simulator.host import SimHost
-from workers.simulator.memory_server import MemoryData, MemoryServer, Row
+from workers.simulator.memory_server import MemoryData, MemoryModes, MemoryServer, Row
 from workers.simulator.memory_store import MemoryVmStore
 
 _FOREVER_MS = 10**12
@@ -148,6 +148,7 @@ class World:
         self.memory = FakeMemory()
         self.limits = some_limits(**(limits or {}))
         self.store = MemoryVmStore(self.server, self.limits, self.memory)
+        self.modes = MemoryModes(self.server)
         self.data = MemoryData(self.server, (f"epoch-{n}" for n in itertools.count()), lease_ms=30_000)
         self.host = SimHost(HERE, self.clock)
         self.wakeups, self.telemetry = RecordingWakeups(), RecordingTelemetry()
@@ -179,6 +180,7 @@ class World:
         ports = HostPorts(
             store or self.store,
             self.data,
+            self.modes,
             self.memory,
             host,
             host,

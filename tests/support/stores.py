@@ -16,13 +16,14 @@ from tests.support.fakes import FakeClock
 from tests.support.servers import empty
 from workers.domain.audit import Event
 from workers.embedded import EmbeddedServer
-from workers.ports import Data, Limits, Memory, VmStore
-from workers.simulator.memory_server import MemoryData, MemoryServer
+from workers.ports import Data, Limits, Memory, ModeStore, VmStore
+from workers.simulator.memory_server import MemoryData, MemoryModes, MemoryServer
 from workers.simulator.memory_store import MemoryVmStore
 from workers.store.client import connect
 from workers.store.data import RedisData
 from workers.store.events import EventLog
 from workers.store.hosts import HostRegistry, HostWorker
+from workers.store.modes import RedisModes
 from workers.store.vm_store import RedisVmStore
 
 PREFIX = "rel"
@@ -43,6 +44,7 @@ class Subject:
     name: str
     make: Callable[[Limits, Memory | None], VmStore]
     data: Data
+    modes: ModeStore
     clock: FakeClock
     pass_time: Callable[[int], None]
     serve: Callable[[str], None]
@@ -58,6 +60,7 @@ def memory_subject() -> Subject:
         "memory",
         lambda limits, memory: MemoryVmStore(server, limits, memory),
         data,
+        MemoryModes(server),
         clock,
         clock.advance,
         lambda host: server.serve(host, _FOREVER_MS),
@@ -89,6 +92,7 @@ def redis_subject(server: EmbeddedServer) -> Iterator[Subject]:
             server.directory.name,
             lambda limits, memory: RedisVmStore(client, prefix=PREFIX, limits=limits, memory=memory, time=_TEST_TIME),
             RedisData(client, prefix=PREFIX, lease_ms=LEASE_MS, time=_TEST_TIME),
+            RedisModes(client, prefix=PREFIX, events_kept=10_000),
             clock,
             pass_time,
             serve,

@@ -29,6 +29,7 @@ class EventKind(StrEnum):
     FROZEN = "frozen"
     THAWED = "thawed"
     CONFIRMED = "confirmed"
+    UNLISTED = "unlisted"
     MODE = "mode"  # an operator mode, or a run-time flag, was set or lifted
     WOULD_HAVE = "would_have"  # observe-only: decided, and not done
     HELD = "held"  # not done because of a pause or a maintenance

@@ -14,6 +14,7 @@ ReliabilityError
 ├── DriverUnavailable      the VMM's binary is missing or not usable
 ├── Refused                what was asked for is not done, and why; nothing was changed
 ├── Held                   an operator mode keeps anybody from acting on this VM
+├── Unwanted               its manager told this host that it is to be stopped or deleted; Redis may not know yet
 └── Paused                 the kill switch of this host is on
 """
 
@@ -86,6 +87,12 @@ class Held(ReliabilityError):
     def __init__(self, vm_id: str, words: str) -> None:
         super().__init__(f"vm {vm_id}: {words}")
         self.vm_id, self.words = vm_id, words
+
+
+class Unwanted(ReliabilityError):
+    def __init__(self, vm_id: str, why: str) -> None:
+        super().__init__(f"vm {vm_id}: not started: {why}")
+        self.vm_id, self.why = vm_id, why
 
 
 class DriverUnavailable(ReliabilityError):

@@ -109,10 +109,14 @@ class Modes:
 
     def in_force(self, record: VmRecord, now_ms: int) -> InForce | None:
         """The strongest of them; None where nothing keeps anybody from acting."""
+        if not self.scopes:
+            return None
         return next(iter(self.holds_on(record.vm_id, record.host, now_ms)), None)
 
     def is_on(self, flag: Flag, *, vm_id: str | None = None, host: str) -> bool:
         """The most specific switch decides; without any, it is on."""
+        if not self.scopes:
+            return True
         for name in reversed(scopes_of(vm_id, host)):
             for switch in self.scopes.get(name, Scope()).switches:
                 if switch.flag is flag:
@@ -120,10 +124,14 @@ class Modes:
         return True
 
     def judges(self, record: VmRecord, now_ms: int) -> bool:
-        """Whether looks at this VM count."""
+        """Whether what is seen of this VM counts."""
+        if not self.scopes:
+            return True
         held = self.in_force(record, now_ms)
-        is_paused = held is not None and held.mode is Mode.PAUSED
-        return not is_paused and self.is_on(Flag.HEALTH_CHECKS, vm_id=record.vm_id, host=record.host)
+        return held is None or held.mode is not Mode.PAUSED
+
+    def has_on(self, flag: Flag, record: VmRecord) -> bool:
+        return self.is_on(flag, vm_id=record.vm_id, host=record.host)
 
 
 NO_MODES = Modes()

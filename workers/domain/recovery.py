@@ -7,12 +7,16 @@ from workers.domain.audit import Event, EventKind, event
 from workers.domain.backoff import delay_ms
 from workers.domain.breaker import Result
 from workers.domain.exits import ExitAction, ExitTable, action_for
-from workers.domain.vm import Desired, Episode, EpisodeEnd, Incarnation, Reason, State, VmRecord, move
+from workers.domain.modes import InForce, Mode
+from workers.domain.vm import Desired, Episode, EpisodeEnd, Force, Incarnation, Reason, State, VmRecord, move
 
 ACTOR = "recovery"
 
 _ACTED = "this request has acted already"
 _RECOVERABLE = frozenset({State.STARTING, State.UNHEALTHY, State.ORPHANED, State.RECOVERING})
+# What a plain request takes up; the others need the word that a VM which may be well is to be killed.
+_ASKABLE = _RECOVERABLE | {State.FAILED}
+_MAYBE_WELL = frozenset({State.HEALTHY, State.DEGRADED, State.UNKNOWN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class WakeUp:
     request_id: str | None = None
     actor: str = ACTOR
     tries: int = 0
+    force: Force = Force.PLAIN
 
     @property
     def is_manual(self) -> bool:
@@ -120,8 +125,13 @@ class Abandoned:
 Gate = Act | Requested | NotYet | Stale | Exhausted | Abandoned
 
 
-def gate(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, leased: bool, now_ms: int) -> Gate:  # noqa: PLR0911 - one early return per way out
-    """Say whether `wake` may lead to an attempt on `record`, whose lease is held by somebody if `leased`."""
+def gate(  # noqa: PLR0911 - one early return per way out
+    record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, leased: bool, now_ms: int, switched_on: bool = True
+) -> Gate:
+    """Say whether `wake` may lead to an attempt on `record`, whose lease is held by somebody if `leased`.
+
+    `switched_on`: nobody has switched recovery off for it at run time.
+    """
     if record.desired is Desired.STOPPED:
         return Stale("vm is to be stopped")
     if leased:
@@ -129,8 +139,8 @@ def gate(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, leased: bool
     if record.attempt_running:
         return Abandoned()
     if _asks_anew(record, wake):
-        return Requested() if record.state in _RECOVERABLE | {State.FAILED} else Stale(f"vm is {record.state}")
-    if why := _why_stale(record, wake, policy):
+        return Requested() if _may_ask(record, wake) else Stale(f"vm is {record.state}")
+    if why := _why_stale(record, wake, policy, switched_on=switched_on):
         return Stale(why)
     episode = record.open_episode
     if episode is None:
@@ -143,11 +153,15 @@ def gate(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, leased: bool
     return Act()
 
 
-def _why_stale(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy) -> str | None:
+def _may_ask(record: VmRecord, wake: WakeUp) -> bool:
+    return record.state in _ASKABLE or (wake.force is Force.KILL_HEALTHY and record.state in _MAYBE_WELL)
+
+
+def _why_stale(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, switched_on: bool) -> str | None:
     episode = record.open_episode
     if record.state not in _RECOVERABLE:
         return f"vm is {record.state}"
-    if not policy.enabled and (episode is None or episode.request_id is None):
+    if not (policy.enabled and switched_on) and (episode is None or episode.request_id is None):
         return _ACTED if wake.is_manual else "recovery is switched off"
     return "message of an older attempt or episode" if _is_for_another(episode, wake) else None
 
@@ -164,10 +178,11 @@ def request(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, now_ms: i
     if episode is None or policy.is_exhausted(episode):
         reason = Reason.NOT_STARTED if record.state is State.STARTING else Reason.MANUAL
         episode = _new_episode(record, reason, now_ms)
-    to = State.ORPHANED if record.state is State.FAILED else record.state
-    asked = replace(episode, next_attempt_ms=now_ms, request_id=wake.request_id)
+    to = State.ORPHANED if record.state in _MAYBE_WELL | {State.FAILED} else record.state
+    asked = replace(episode, next_attempt_ms=now_ms, request_id=wake.request_id, force=wake.force)
     after = replace(move(record, to, now_ms=now_ms), episode=asked, last_request=wake.request_id)
-    why = "recovery requested: an attempt is due now"
+    how = "" if wake.force is Force.PLAIN else f" ({wake.force})"
+    why = f"recovery requested{how}: an attempt is due now"
     return after, event(EventKind.OVERRIDE, after, actor=wake.actor, why=why, before=record.state)
 
 
@@ -267,10 +282,12 @@ def admit(
         running=True,
         attempt_started_ms=now_ms,
         next_attempt_ms=now_ms + policy.backoff_ms(attempt + 1),
+        # The word that a VM which is well may be killed is good for one attempt.
+        force=Force.PLAIN if episode.force is Force.PLAIN else Force.FORCE,
     )
     to = State.STARTING if begun.reason is Reason.NOT_STARTED else State.RECOVERING
     generation = max(record.generation + 1, seen_generation + 1, now_us)
-    after = replace(move(record, to, now_ms=now_ms), episode=begun, generation=generation)
+    after = replace(move(record, to, now_ms=now_ms), episode=begun, generation=generation, held=None)
     why = f"attempt {attempt} of {policy.max_retries}"
     return after, event(EventKind.ATTEMPT_STARTED, after, actor=wake.actor, why=why, before=record.state)
 
@@ -337,9 +354,58 @@ def succeed(
     return after, event(kind, after, actor=ACTOR, why=why, before=record.state, ended=ended)
 
 
+STOP = "stopped"
+RECOVER = "recovered"
+
+
+def hold_back(record: VmRecord, by: InForce, what: str) -> tuple[VmRecord, Event] | None:
+    """Say once per hold and episode what is not done because of it; None where it was said.
+
+    `what` is RECOVER or STOP: the word after "would have".
+    """
+    token = _token(record, by, what)
+    if record.held == token:
+        return None
+    episode = record.open_episode
+    after = replace(record, held=token)
+    is_observed = by.mode is Mode.OBSERVE_ONLY
+    kind = EventKind.WOULD_HAVE if is_observed else EventKind.HELD
+    does = "would have" if is_observed else "not"
+    told = event(kind, after, actor=ACTOR, why=f"{does} {what} it: {by.words}")
+    attempt = episode.attempt + 1 if episode and what == RECOVER else None
+    return after, replace(told, scope=by.scope, attempt=attempt)
+
+
+def is_told(record: VmRecord, by: InForce) -> bool:
+    """Whether it was said what is not done to this VM because of `by`."""
+    return record.held in {_token(record, by, what) for what in (RECOVER, STOP)}
+
+
+def _token(record: VmRecord, by: InForce, what: str) -> str:
+    episode = record.open_episode
+    return f"{by.hold.id}:{by.mode}:{what}:{episode.id if episode else ''}"
+
+
+def reset(record: VmRecord, *, actor: str, why: str, now_ms: int) -> tuple[VmRecord, Event] | None:
+    """Clear what was counted against a VM; one that was given up is tried anew by the ordinary rules.
+
+    None where an episode is open, or there is nothing to clear.
+    """
+    episode = record.episode
+    if record.open_episode is not None or (episode is None and not record.restarts):
+        return None
+    if record.state is State.FAILED and episode is not None:
+        to = State.STARTING if record.process is None else State.ORPHANED
+        anew = _new_episode(record, episode.reason, now_ms)
+    else:
+        to, anew = record.state, None
+    after = replace(move(record, to, now_ms=now_ms), episode=anew, restarts=0)
+    return after, event(EventKind.RESET, after, actor=actor, why=why, before=record.state)
+
+
 def stopped(record: VmRecord, *, why: str, now_ms: int) -> tuple[VmRecord, Event]:
     """The process of a VM that should not run is gone."""
-    cleared = replace(record, process=None, socket=None, fails=0, passes=0, doubt=None)
+    cleared = replace(record, process=None, socket=None, fails=0, passes=0, doubt=None, held=None)
     after = move(withdraw(cleared, now_ms), State.STOPPED, now_ms=now_ms)
     return after, event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state)
 

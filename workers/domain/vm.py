@@ -49,6 +49,14 @@ class EpisodeEnd(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
+class Force(StrEnum):
+    """What a person's request overrides beyond what a plain one does (docs/manual-recovery.md)."""
+
+    PLAIN = "plain"
+    FORCE = "force"  # caps, breakers, storms and operator modes
+    KILL_HEALTHY = "kill-healthy"  # also that the VM is well
+
+
 # Every legal edge. `failed` and `stopped` are left by a person, by the manager, or by a VM that is seen healthy again.
 EDGES: dict[State, frozenset[State]] = {
     State.STARTING: frozenset(
@@ -116,6 +124,8 @@ class Episode:
     spent_ms: int = 0
     error: str | None = None
     request_id: str | None = None
+    # Of the request above; only a person's request has any.
+    force: Force = Force.PLAIN
     end: EpisodeEnd | None = None
     ended_ms: int = 0
 
@@ -151,6 +161,10 @@ class VmRecord:
     last_request: str | None = None
     # Since version 2. Restarts in a row that were no failure (the guest rebooted), each within the stable period.
     restarts: int = 0
+    # Since version 2. What an operator mode kept from being done to it, once that was told (domain.recovery.hold_back).
+    held: str | None = None
+    # Since version 2. The number of the last wish of its manager that was taken (services.wishes): each is, once.
+    wish: int = 0
 
     @property
     def open_episode(self) -> Episode | None:
@@ -159,6 +173,11 @@ class VmRecord:
     @property
     def attempt_running(self) -> bool:
         return self.open_episode is not None and self.open_episode.running
+
+    @property
+    def force(self) -> Force:
+        """What the request that is being followed overrides."""
+        return self.open_episode.force if self.open_episode is not None else Force.PLAIN
 
 
 def move(record: VmRecord, to: State, *, now_ms: int) -> VmRecord:

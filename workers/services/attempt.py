@@ -5,10 +5,10 @@ from typing import TypeVar
 
 from workers.crashpoints import Point, reach
 from workers.domain.audit import Deferral, Event, EventKind, event
-from workers.domain.errors import ReliabilityError, StoreUnavailable
+from workers.domain.errors import Held, ReliabilityError, StoreUnavailable
 from workers.domain.recovery import ACTOR, RecoveryPolicy, attempt_result, fail, fail_attempt, stopped, succeed
-from workers.domain.vm import Desired, Incarnation, VmRecord
-from workers.ports import Change, Clock, Lease, Outcome, Stored, VmStore
+from workers.domain.vm import Desired, Force, Incarnation, VmRecord
+from workers.ports import Change, Clock, Lease, Outcome, Snapshot, Stored, VmStore
 from workers.services.ledger import Ledger
 
 T = TypeVar("T")
@@ -81,21 +81,34 @@ class Attempt:
         """To be called before each signal, and under the VM's lock right before exec.
 
         Waits for Redis, but no longer than the lease lasts: without it nothing is ended and nothing is started. Raises
-        Withdrawn, LeaseLost.
+        Withdrawn, Held, LeaseLost.
         """
         self.keep()
-        self._as_long_as_held(self._wanted)
+        self._as_long_as_held(self._may_act)
         self._must_last()
 
     def still_unwanted(self) -> None:
-        """To be called before each signal of a stop. Raises WantedAgain, LeaseLost, StoreUnavailable."""
-        stored, _ = self._own_record()
+        """To be called before each signal of a stop. Raises WantedAgain, Held, LeaseLost, StoreUnavailable."""
+        snapshot, stored = self._own_record()
         if stored is not None and stored.record.desired is Desired.RUNNING:
             raise WantedAgain(f"vm {self._vm_id} is to run again")
+        self._must_not_be_held(snapshot, stored)
         self._must_last()
 
-    def _own_record(self) -> tuple[Stored | None, int]:
-        """Return the record (None: forgotten), and server time in ms, as they are now; only while the lease is ours."""
+    def _may_act(self) -> None:
+        """Raises Withdrawn, Held, LeaseLost."""
+        snapshot, stored = self._wanted()
+        self._must_not_be_held(snapshot, stored)
+
+    def _must_not_be_held(self, snapshot: Snapshot, stored: Stored | None) -> None:
+        """A mode that was set meanwhile; a person's forced request goes before it. Raises Held."""
+        if stored is None or stored.record.force is not Force.PLAIN:
+            return
+        if (held := snapshot.modes.in_force(stored.record, snapshot.now_ms)) is not None:
+            raise Held(self._vm_id, held.words)
+
+    def _own_record(self) -> tuple[Snapshot, Stored | None]:
+        """Return what was read, and of it the record (None: forgotten); only while the lease is ours."""
         snapshot = self._store.read([self._vm_id])
         stored = snapshot.found.get(self._vm_id)
         if stored is None:
@@ -104,16 +117,16 @@ class Attempt:
                 raise self._lost()
         elif stored.lease_owner != self._lease.owner or stored.record.generation != self._lease.token:
             raise self._lost()
-        return stored, snapshot.now_ms
+        return snapshot, stored
 
-    def _wanted(self) -> tuple[Stored, int]:
+    def _wanted(self) -> tuple[Snapshot, Stored]:
         """Return the record as `_own_record` does, if it is to run."""
-        stored, now_ms = self._own_record()
+        snapshot, stored = self._own_record()
         if stored is None:
             raise Withdrawn(f"vm {self._vm_id} was forgotten")
         if stored.record.desired is Desired.STOPPED:
             raise Withdrawn(f"vm {self._vm_id} is to be stopped")
-        return stored, now_ms
+        return snapshot, stored
 
     def _lost(self) -> LeaseLost:
         return LeaseLost(f"vm {self._vm_id}: the lease of this attempt is gone")
@@ -154,7 +167,8 @@ class Attempt:
         self, decide: Callable[[VmRecord, int], tuple[VmRecord, Event]], *, counts: bool = True
     ) -> tuple[VmRecord, int]:
         def decide_and_write() -> tuple[VmRecord, int] | None:
-            stored, now_ms = self._wanted()
+            snapshot, stored = self._wanted()
+            now_ms = snapshot.now_ms
             after, event_ = decide(stored.record, now_ms)
             return (after, now_ms) if self._write(stored, after, (event_,), counts=counts) else None
 

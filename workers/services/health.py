@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from workers.crashpoints import Point, reach
 from workers.domain.evidence import Evidence, Observation, Sockets, Verdict, doubt_the_monitor, doubtful
 from workers.domain.health import HealthPolicy, Judgement, judge, weigh
+from workers.domain.modes import Flag
 from workers.domain.vm import Incarnation, VmRecord
 from workers.ports import Change, Clock, Ended, Ignorance, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore, Work
 from workers.services.ledger import Ledger
@@ -79,7 +80,7 @@ class HealthChecks:
         if report.late:
             return report
         read_at = self._clock.monotonic()
-        ours = [stored.record for stored in snapshot.found.values() if stored.record.host == self._host]
+        ours = [stored.record for stored in snapshot.found.values() if self._is_to_be_checked(stored.record, snapshot)]
         for group in self._prober.probe(ours):
             looks = self._doubt_ourselves(group) if doubtful(group) else group
             looks = {vm_id: weigh(snapshot.found[vm_id].record, seen) for vm_id, seen in looks.items()}
@@ -89,6 +90,12 @@ class HealthChecks:
             self._telemetry.looked(snapshot.found, looks, now_ms)
             self._settle(snapshot, looks, now_ms=now_ms)
         return report
+
+    def _is_to_be_checked(self, record: VmRecord, snapshot: Snapshot) -> bool:
+        modes = snapshot.modes
+        if record.host != self._host or not modes.has_on(Flag.HEALTH_CHECKS, record):
+            return False
+        return modes.judges(record, snapshot.now_ms)
 
     def _tell_age(self, snapshot: Snapshot, deadline_ms: int | None) -> None:
         """Messages are good for one interval, beginning when they are sent."""
@@ -109,6 +116,7 @@ class HealthChecks:
                 vm_id: _death(ended[vm_id])
                 for vm_id, stored in snapshot.found.items()
                 if stored.record.process == ended[vm_id].process
+                and snapshot.modes.judges(stored.record, snapshot.now_ms)
             }
             self._telemetry.looked(snapshot.found, looks, snapshot.now_ms)
             self._settle(snapshot, looks, now_ms=snapshot.now_ms)

@@ -8,7 +8,7 @@ from workers.domain.health import HealthPolicy
 from workers.domain.recovery import RecoveryPolicy
 from workers.domain.strays import StrayRules
 from workers.domain.vm import Incarnation
-from workers.ports import Clock, Data, Memory, Prober, StrayFound, Telemetry, VmHost, VmStore, Wakeups
+from workers.ports import Clock, Data, Memory, ModeStore, Prober, StrayFound, Telemetry, VmHost, VmStore, Wakeups
 from workers.services.health import HealthChecks
 from workers.services.ledger import Ledger
 from workers.services.rebuild import Rebuild
@@ -36,6 +36,7 @@ class HostPorts:
 
     store: VmStore
     data: Data
+    modes: ModeStore
     memory: Memory
     host: VmHost
     prober: Prober
@@ -111,6 +112,7 @@ def host_services(ports: HostPorts, policies: HostPolicies) -> HostServices:
     strays = Strays(
         store,
         host,
+        ports.modes,
         ledger,
         host_name=host_name,
         rules=policies.strays,

@@ -9,6 +9,7 @@ from workers.domain.audit import Deferral, Event, EventKind, event
 from workers.domain.breaker import Call, calls_of
 from workers.domain.errors import (
     GuardBusy,
+    Held,
     Paused,
     ReliabilityError,
     StaleGeneration,
@@ -20,7 +21,10 @@ from workers.domain.errors import (
 from workers.domain.evidence import Evidence, Observation, Verdict
 from workers.domain.exits import ExitAction
 from workers.domain.health import weigh
+from workers.domain.modes import Flag, InForce, Mode
 from workers.domain.recovery import (
+    RECOVER,
+    STOP,
     Abandoned,
     Act,
     Exhausted,
@@ -34,11 +38,12 @@ from workers.domain.recovery import (
     fail,
     fail_attempt,
     gate,
+    hold_back,
     never_again,
     request,
     succeed,
 )
-from workers.domain.vm import Desired, Incarnation, State, VmRecord
+from workers.domain.vm import Desired, Force, Incarnation, State, VmRecord
 from workers.ports import (
     Change,
     Clock,
@@ -76,6 +81,12 @@ _WOULD_LOSE_DATA = (
 )
 _LOST_ATTEMPT = "the worker of this attempt went away"
 _FROZEN = "the data in redis are not those this host knows; see `reliability state`"
+_CHANGING = "its record keeps changing"
+_WHY_NO_STOP = {
+    Outcome.FROZEN: (_FROZEN, Ignorance.FROZEN),
+    Outcome.HELD: ("an operator mode was set just now", Ignorance.HELD),
+}
+_SEEN_BY_ATTEMPT = ("an attempt is in flight, which will see the stop", Ignorance.IN_FLIGHT)
 _IGNORED = "ignored_messages"
 
 
@@ -163,12 +174,13 @@ class Recovery:
                 if stored.is_called and _needs_no_slot(result):
                     self._ledger.pass_on(vm_id)
                 return result
-        return self._ignore(vm_id, "its record keeps changing", Ignorance.CONTENDED)
+        return self._ignore(vm_id, _CHANGING, Ignorance.CONTENDED)
 
     def _pass_gate(self, stored: Stored, snapshot: Snapshot, wake: WakeUp) -> Result | None:
         """None: the record changed, read it again."""
         record, now_ms = stored.record, snapshot.now_ms
-        match gate(record, wake, self._policy, leased=stored.leased, now_ms=now_ms):
+        is_on = snapshot.modes.has_on(Flag.RECOVERY, record)
+        match gate(record, wake, self._policy, leased=stored.leased, now_ms=now_ms, switched_on=is_on):
             case Stale(why):
                 return self._ignore(record.vm_id, why, Ignorance.STALE)
             case NotYet(wait_ms):
@@ -194,15 +206,18 @@ class Recovery:
             self._store.count(_IGNORED)
         return Ignored(why)
 
-    def _write(self, stored: Stored, after: VmRecord, *events: Event) -> bool:
+    def _write(self, stored: Stored, after: VmRecord, *events: Event, look_again: bool = True) -> bool:
         result = attempt_result(stored.record, after)
-        change = Change(after.vm_id, stored.rev, after, events, check_in_ms=0, result=result)
+        change = Change(after.vm_id, stored.rev, after, events, check_in_ms=0 if look_again else None, result=result)
         return self._ledger.write_one(change) is Outcome.DONE
 
     def _look_and_act(self, stored: Stored, snapshot: Snapshot, wake: WakeUp) -> Result | None:  # noqa: PLR0911 - one early return per way out
         """A fresh look before anything is done: what lives and serves is kept, what we cannot judge is left alone."""
         record = stored.record
         self._host.check_kill_switch()
+        held = self._held_by(record, snapshot)
+        if held is not None and held.mode is Mode.PAUSED:
+            return self._hold_back(stored, held, RECOVER)
         kept = self._host.kept(record.vm_id)
         # Records of version 1 do not say when they were made.
         if record.created_ms and kept.forgotten_ms > record.created_ms:
@@ -218,13 +233,26 @@ class Recovery:
             # Never in step with the checks, which would be under way each time.
             wait_ms = int(min(_LONGEST_BUSY_MS, _BUSY_MS << wake.tries) * (1 + self._jitter()))
             return self._come_again(record.vm_id, wait_ms, wake, "a check of this vm is under way")
-        if found is not None and _serves(record, found, seen):
+        if found is not None and _serves(record, found, seen) and not _may_kill_healthy(record):
             return self._keep(stored, running, found, snapshot)
         if doubt := _why_not_to_act(record, seen, running):
             return self._postpone(record, wake, doubt)
+        if held is not None:
+            return self._hold_back(stored, held, RECOVER)
         if record.attempt_running:
             return self._write_off(stored, snapshot, wake)
         return self._act(stored, running, kept, snapshot, wake)
+
+    def _held_by(self, record: VmRecord, snapshot: Snapshot) -> InForce | None:
+        """What keeps us from acting on it; a person's forced request goes before all of them."""
+        return snapshot.modes.in_force(record, snapshot.now_ms) if record.force is Force.PLAIN else None
+
+    def _hold_back(self, stored: Stored, by: InForce, what: str) -> Result | None:
+        """No message waits for the end of a mode: the sweeps find the VM when it is over. None: read it again."""
+        told = hold_back(stored.record, by, what)
+        if told is not None and not self._write(stored, *told, look_again=False):
+            return None
+        return self._ignore(stored.record.vm_id, by.words, Ignorance.HELD)
 
     def _look(self, record: VmRecord) -> Observation | None:
         for group in self._prober.probe([record]):
@@ -275,7 +303,7 @@ class Recovery:
             return Finished(after.state, _WOULD_LOSE_DATA) if self._write(stored, after, told) else None
         owner, asked_at = self._new_owner(), self._clock.monotonic()
         after, started = admit(record, wake, self._policy, now_us=snapshot.now_us, seen_generation=kept.generation)
-        take = Take(owner, self._policy.lease_ms, self._calls(record, spec))
+        take = Take(owner, self._policy.lease_ms, self._calls(record, spec), forced=record.force is not Force.PLAIN)
         reach(Point.BEFORE_ADMISSION)
         match self._ledger.write_one(Change(after.vm_id, stored.rev, after, (started,), take=take)):
             case Outcome.DONE:
@@ -327,7 +355,7 @@ class Recovery:
                 new = self._start(attempt, record, spec, steps)
                 steps.begin(Work.COMMIT)
                 after = attempt.commit(new, f"pid {new.pid} serves, generation {record.generation}")
-        except (StartFailed, StopFailed, GuardBusy, StaleGeneration, Paused) as error:
+        except (StartFailed, StopFailed, GuardBusy, StaleGeneration, Paused, Held) as error:
             return self._failed(attempt, record, error, wake)
         except Withdrawn as error:
             return self._withdraw(attempt, vm_id, new, str(error))
@@ -361,7 +389,7 @@ class Recovery:
         try:
             if hopeless := self._why_hopeless(record, error):
                 return Finished(attempt.give_up(hopeless).state, hopeless)
-            after, now_ms = attempt.fail(why, self._jitter(), counts=not isinstance(error, Paused))
+            after, now_ms = attempt.fail(why, self._jitter(), counts=not isinstance(error, Paused | Held))
         except Withdrawn as withdrawn:
             return self._withdraw(attempt, record.vm_id, None, str(withdrawn))
         except LeaseLost as lost:
@@ -385,7 +413,7 @@ class Recovery:
             if running is not None and running.guarded:
                 self._host.fence(vm_id, running.process, before_signal=attempt.still_unwanted)
             self._end_stopped(attempt, vm_id, why, started_meanwhile=new is not None)
-        except (StopFailed, Paused, GuardBusy, WantedAgain) as error:
+        except (StopFailed, Paused, Held, GuardBusy, WantedAgain) as error:
             return self._not_stopped(attempt, vm_id, str(error))
         except (LeaseLost, StoreUnavailable) as error:
             return self._ignore(vm_id, str(error), _cause_of(error))
@@ -405,15 +433,15 @@ class Recovery:
         record = stored.record
         if record.host != self._host_name:
             return ForHost(record.host)
+        if (held := snapshot.modes.in_force(record, snapshot.now_ms)) is not None:
+            return self._hold_back(stored, held, STOP) or self._ignore(vm_id, _CHANGING, Ignorance.CONTENDED)
         owner, asked_at = self._new_owner(), self._clock.monotonic()
         # Stopping costs no slot: caps are for what starts VMs.
         reach(Point.BEFORE_STOP)
         outcome = self._ledger.write_one(Change(vm_id, stored.rev, record, take=Take(owner, self._policy.lease_ms)))
         reach(Point.AFTER_STOP)
-        if outcome is Outcome.FROZEN:
-            return self._ignore(vm_id, _FROZEN, Ignorance.FROZEN)
         if outcome is not Outcome.DONE:
-            return self._ignore(vm_id, "an attempt is in flight, which will see the stop", Ignorance.IN_FLIGHT)
+            return self._ignore(vm_id, *_WHY_NO_STOP.get(outcome, _SEEN_BY_ATTEMPT))
         return self._bring_down(self._attempt(record, owner, asked_at), record)
 
     def _bring_down(self, attempt: Attempt, record: VmRecord) -> Result:
@@ -422,7 +450,7 @@ class Recovery:
             guarded = running if running and running.guarded else None
             self._fence(record, guarded, before_signal=attempt.still_unwanted)
             self._end_stopped(attempt, record.vm_id, "stopped as desired")
-        except (StopFailed, Paused, GuardBusy, WantedAgain) as error:
+        except (StopFailed, Paused, Held, GuardBusy, WantedAgain) as error:
             return self._not_stopped(attempt, record.vm_id, str(error))
         except (LeaseLost, StoreUnavailable) as error:
             return self._ignore(record.vm_id, str(error), _cause_of(error))
@@ -461,6 +489,11 @@ def _what_is_next(after: VmRecord, wake: WakeUp, why: str, now_ms: int) -> Resul
 def _serves(record: VmRecord, found: Incarnation, seen: Observation) -> bool:
     """A VMM the record does not know must run the guest: a start that was cut short leaves one that only answers."""
     return seen.evidence is Evidence.ANSWERS or (seen.ruling.verdict is Verdict.PASS and found == record.process)
+
+
+def _may_kill_healthy(record: VmRecord) -> bool:
+    """A person said so, and the attempt that this is for has not begun."""
+    return record.force is Force.KILL_HEALTHY and not record.attempt_running
 
 
 def _why_not_to_act(record: VmRecord, seen: Observation, running: Running | None) -> str | None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from workers.domain.audit import EventKind, event
 from workers.domain.evidence import Observation
 from workers.domain.health import is_due
-from workers.domain.vm import Desired, State, VmRecord, move
+from workers.domain.modes import Flag
+from workers.domain.recovery import is_told
+from workers.domain.vm import Desired, Force, State, VmRecord, move
 from workers.ports import Change, Ignorance, Prober, Snapshot, Stored, Telemetry, VmHost, VmStore, Work
 from workers.services.health import HealthChecks, chunks, needs_a_place
 from workers.services.ledger import Ledger
@@ -87,7 +89,10 @@ class OrphanDetection:
     def _find_dead(self, snapshot: Snapshot, report: SweepReport) -> None:
         looks: dict[str, Observation] = {}
         for vm_id, stored in snapshot.found.items():
-            if stored.record.process is not None and (seen := self._prober.look_at_process(stored.record)):
+            record = stored.record
+            if not _is_watched(record, snapshot):
+                continue
+            if record.process is not None and (seen := self._prober.look_at_process(record)):
                 looks[vm_id] = seen
         report.found_dead += sum(seen.ruling.certain for seen in looks.values())
         certain = {vm_id: seen for vm_id, seen in looks.items() if seen.ruling.certain}
@@ -99,13 +104,14 @@ class OrphanDetection:
     def _drive(self, snapshot: Snapshot, report: SweepReport) -> None:
         due = _Due()
         for stored in snapshot.found.values():
-            self._look_for_work(stored, snapshot.now_ms, due)
+            if _is_watched(stored.record, snapshot):
+                self._look_for_work(stored, snapshot, due)
         report.driven_again += len(due.enlist)
         self._ledger.write(due.changes, enlist=due.enlist if self._recovers else ())
 
-    def _look_for_work(self, stored: Stored, now_ms: int, due: _Due) -> None:
-        record = stored.record
-        if stored.leased:
+    def _look_for_work(self, stored: Stored, snapshot: Snapshot, due: _Due) -> None:
+        record, now_ms = stored.record, snapshot.now_ms
+        if stored.leased or _is_held_back(record, snapshot):
             return
         if record.desired is Desired.STOPPED:
             if record.state is not State.STOPPED:
@@ -197,6 +203,18 @@ class Reconciliation:
                 snapshot = self._store.read(part)
                 judged = [stored for stored in snapshot.found.values() if _is_judged(stored)]
                 self._ledger.write([_unknown(stored, snapshot.now_ms) for stored in judged])
+
+
+def _is_watched(record: VmRecord, snapshot: Snapshot) -> bool:
+    return snapshot.modes.has_on(Flag.ORPHAN_DETECTION, record) and snapshot.modes.judges(record, snapshot.now_ms)
+
+
+def _is_held_back(record: VmRecord, snapshot: Snapshot) -> bool:
+    """Whether a mode keeps it from being acted on, and that was told: nobody need ask again before it is over."""
+    if record.held is None or record.force is not Force.PLAIN:
+        return False
+    held = snapshot.modes.in_force(record, snapshot.now_ms)
+    return held is not None and is_told(record, held)
 
 
 def _is_judged(stored: Stored) -> bool:

@@ -8,6 +8,8 @@ from inspect import Parameter, signature
 from typing import Any
 
 from workers.domain.errors import ReliabilityError
+from workers.domain.modes import Flag, Mode
+from workers.domain.vm import Force
 from workers.simulator.host import Faults, SimVmm
 from workers.simulator.world import World
 
@@ -351,9 +353,27 @@ def _forget(world: World, vm: str) -> None:
 
 
 @_happening
-def _recover(world: World, vm: str) -> None:
-    """A person asks for its recovery."""
-    world.recover(vm)
+def _recover(world: World, vm: str, force: str = "plain") -> None:
+    """A person asks for its recovery: `plain`, `force` or `kill-healthy`."""
+    world.recover(vm, Force(force))
+
+
+@_happening
+def _hold(world: World, scope: str, mode: str, seconds: str = "0") -> None:
+    """A person sets an operator mode on fleet, host:<h> or vm:<id>, for so long, or until it is lifted."""
+    world.hold(scope, Mode(mode), float(seconds))
+
+
+@_happening
+def _lift(world: World, scope: str) -> None:
+    """All that people hold there is lifted."""
+    world.lift(scope)
+
+
+@_happening
+def _switch(world: World, flag: str, on: str, scope: str) -> None:
+    """A part is switched `on` or `off` at run time."""
+    world.switch(scope, Flag(flag), on=on == "on")
 
 
 @_happening

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from workers.domain.audit import EventKind
 from workers.domain.breaker import BreakerState
+from workers.domain.modes import Modes
 from workers.domain.recovery import needs_attempt
-from workers.domain.vm import Desired, State, VmRecord
+from workers.domain.vm import Desired, Force, State, VmRecord
 from workers.ports import Change, Lease, Outcome, Snapshot, Written
 from workers.simulator.host import SimVmm
 from workers.simulator.machine import HostStore, Machine
@@ -35,6 +36,7 @@ class _Grant:
     generation: int
     ends_us: int
     takes_slot: bool
+    may_kill_healthy: bool = False
 
 
 @dataclass
@@ -96,7 +98,18 @@ class Invariants:
             self._complain(3, f"{vm_id} rises again, which {machine.name} knows as forgotten")
         if any(begun == vm_id and number >= generation for begun, number in machine.sim.started):
             self._complain(4, f"{vm_id} is started with generation {generation} after a higher one")
+        self._must_not_be_held(machine, vm_id, "started")
         self._must_hold(machine, vm_id, "starts", generation)
+
+    def _must_not_be_held(self, machine: Machine, vm_id: str, what: str) -> None:
+        """Neither by a mode that was set before the record was read last; a forced request goes before modes."""
+        modes = Modes(self.world.server.contents.modes)
+        record = self._record(vm_id)
+        if record is not None and record.force is not Force.PLAIN:
+            return
+        for held in modes.holds_on(vm_id, machine.name, self.world.server.now_ms):
+            if held.hold.since_ms < self._read_ms(vm_id) <= self.world.server.now_ms:
+                self._complain(3, f"{vm_id} is {what} although {held.words}")
 
     def _unwanted_since(self, vm_id: str) -> int | None:
         """Server time from which it was to be stopped, or forgotten; None while it is to run, or the data are lost."""
@@ -120,12 +133,15 @@ class Invariants:
         record = self._record(vmm.vm_id)
         if record is None and self.world.settings.strays.policy == "reap":
             return
+        self._must_not_be_held(machine, vmm.vm_id, "signalled")
         self._must_hold(machine, vmm.vm_id, "signals")
         worker, grant, key = self._worker(), self.grants.get(vmm.vm_id), (machine.name, vmm.process.pid)
         attempt = grant.owner if grant else ""
         if self.condemned.get(key) == attempt:
             return
         self.condemned[key] = attempt
+        if grant is not None and grant.may_kill_healthy:
+            return
         looked = worker.looked.get(vmm.vm_id, 0) if worker else 0
         since = self.serving_since.get((machine.name, vmm.process.pid))
         read_ms = self._read_ms(vmm.vm_id)
@@ -165,10 +181,12 @@ class Invariants:
         if other is not None and other.ends_us > now and other.owner != take.owner:
             self._complain(4, f"{change.vm_id} is leased twice, by {other.owner} and {take.owner}")
         ends_us = now + take.ttl_ms * 1000
-        takes_slot = take.calls is not None
-        self.grants[change.vm_id] = _Grant(worker, take.owner, after.generation, ends_us, takes_slot)
-        if takes_slot:
+        takes_slot = take.calls is not None and not take.forced
+        may_kill = before is not None and before.force is Force.KILL_HEALTHY
+        self.grants[change.vm_id] = _Grant(worker, take.owner, after.generation, ends_us, takes_slot, may_kill)
+        if take.calls is not None:
             self._admitted(change, before)
+        if takes_slot:
             self._count_slots(after.host)
 
     def _admitted(self, change: Change, before: VmRecord | None) -> None:
@@ -183,7 +201,7 @@ class Invariants:
             self._complain(5, f"{change.vm_id} gets attempt {episode.attempt} before its backoff is over")
         if before.desired is Desired.STOPPED or before.state in (State.HEALTHY, State.STOPPED, State.FAILED):
             self._complain(3, f"{change.vm_id} gets an attempt while {before.state}, {before.desired}")
-        for call in (change.take.calls or ()) if change.take else ():
+        for call in (change.take.calls or ()) if change.take and not change.take.forced else ():
             breaker = self.world.server.contents.breakers.get(call.scope)
             if breaker is not None and breaker.state is BreakerState.OPEN:
                 self._complain(4, f"{change.vm_id} gets an attempt although breaker {call.scope} is open")

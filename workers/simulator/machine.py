@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from workers.domain.errors import StoreUnavailable
+from workers.domain.modes import Scope
 from workers.domain.vm import Vantage
 from workers.simulator.host import SimHost, SimVmm
-from workers.simulator.memory_server import Contents, MemoryData
+from workers.simulator.memory_server import Contents, MemoryData, MemoryModes
 from workers.simulator.memory_store import MemoryVmStore
 from workers.simulator.ports import SimMemory
 from workers.simulator.worker import SimWorker
@@ -68,6 +69,17 @@ class HostStore(MemoryVmStore):
     def _reach(self) -> None:
         self._machine.check_network()
         super()._reach()
+
+
+class HostModes(MemoryModes):
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine.world.server)
+        self._machine = machine
+
+    @property
+    def _scopes(self) -> dict[str, Scope]:
+        self._machine.check_network()
+        return super()._scopes
 
 
 class HostData(MemoryData):

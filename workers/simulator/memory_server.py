@@ -4,13 +4,14 @@ The data can be saved and put back, so that a rollback can be played.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, fields
 
 from workers.domain.audit import Event
 from workers.domain.breaker import Breaker, Call
 from workers.domain.epoch import NO_EVENT, Found, Known
 from workers.domain.errors import StoreUnavailable
+from workers.domain.modes import Modes, Scope
 from workers.domain.storm import Loss, Storm
 from workers.domain.vm import VmRecord
 from workers.ports import Halt
@@ -53,6 +54,7 @@ class Contents:
     host_leases: dict[str, int] = field(default_factory=dict)
     host_owners: dict[str, str] = field(default_factory=dict)
     sweeps: dict[tuple[str, str], int] = field(default_factory=dict)
+    modes: dict[str, Scope] = field(default_factory=dict)
     epoch: str | None = None
     epochs: set[str] = field(default_factory=set)
     server_run: int | None = None
@@ -151,6 +153,34 @@ class MemoryData:
             self._data.halted.pop(host, None)
         else:
             self._data.halted[host] = halt
+
+
+class MemoryModes:
+    """The ModeStore port of the same server."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+
+    @property
+    def _scopes(self) -> dict[str, Scope]:
+        if self._server.away:
+            raise StoreUnavailable("the server is away")
+        return self._server.contents.modes
+
+    def modes(self, scopes: Collection[str]) -> tuple[int, Modes]:
+        return self._server.now_ms, Modes({name: self._scopes[name] for name in scopes if name in self._scopes})
+
+    def all_modes(self) -> tuple[int, Modes]:
+        return self._server.now_ms, Modes(dict(self._scopes))
+
+    def put_scope(self, name: str, before: Scope, after: Scope, told: Event) -> bool:
+        if self._scopes.get(name, Scope()) != before:
+            return False
+        self._scopes.pop(name, None)
+        if after != Scope():
+            self._scopes[name] = after
+        self._server.append(told)
+        return True
 
 
 def remembers(data: Contents, event_id: str) -> bool:

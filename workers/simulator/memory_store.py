@@ -13,6 +13,7 @@ from workers.domain.audit import Deferral, Event, EventKind
 from workers.domain.breaker import FLEET, Breaker, BreakerState, Call, Result
 from workers.domain.epoch import Known
 from workers.domain.errors import StoreUnavailable, UnknownVm
+from workers.domain.modes import Modes, scopes_of_all
 from workers.domain.recovery import needs_attempt
 from workers.domain.storm import Loss
 from workers.domain.vm import State, VmRecord
@@ -73,7 +74,9 @@ class MemoryVmStore:
         self._reach()
         rows = self._data.rows
         found = {vm_id: self._stored(rows[vm_id], with_spec=with_specs) for vm_id in vm_ids if vm_id in rows}
-        return Snapshot(self.server.now_us, found)
+        names = scopes_of_all((vm_id, stored.record.host) for vm_id, stored in found.items())
+        held = {name: self._data.modes[name] for name in names if name in self._data.modes}
+        return Snapshot(self.server.now_us, found, modes=Modes(held))
 
     def _stored(self, row: Row, *, with_spec: bool) -> Stored:
         return Stored(
@@ -247,7 +250,19 @@ class MemoryVmStore:
             return Outcome.LEASED
         if not act.intact:
             return Outcome.FROZEN
+        if row is not None and not change.take.forced and self._is_held(row.record):
+            self._let_others_go_first(row, act)
+            return Outcome.HELD
         return self._wait_for(row, change.take, act) if row is not None and change.take.calls is not None else None
+
+    def _is_held(self, record: VmRecord) -> bool:
+        return Modes(self._data.modes).in_force(record, self._now) is not None
+
+    def _let_others_go_first(self, row: Row, act: _Act) -> None:
+        if self._is_kept_for(row):
+            act.to_call[row.record.host] = None
+        self._give_back_slots(row)
+        self._leave_line(row)
 
     def _wait_for(self, row: Row, take: Take, act: _Act) -> Outcome | None:
         place = self._blocker(row, take, act)
@@ -263,6 +278,8 @@ class MemoryVmStore:
         here = f"host:{row.record.host}"
         if self._quarantine(act) > 0:
             return here
+        if take.forced:
+            return None
         for call in take.calls or ():
             if not breakers.admits(self._breaker_now(call.scope, act), self._limits.breaker):
                 return f"breaker:{call.scope}"
@@ -399,6 +416,9 @@ class MemoryVmStore:
         row = self._data.rows.get(vm_id)
         if row is None or self._holder(row) or row.line or row.called_until_ms > self._now:
             return
+        if self._is_held(row.record):
+            self._ask(row, act)  # its host says what is not done
+            return
         self._stand(row, f"host:{row.record.host}", act)
         act.to_call[row.record.host] = None
 
@@ -441,6 +461,10 @@ class MemoryVmStore:
         for place in self._places(record.host):
             self._slots(place)[record.vm_id] = until
         row.called_until_ms = until
+        self._ask(row, act)
+
+    def _ask(self, row: Row, act: _Act) -> None:
+        record = row.record
         episode = record.open_episode
         attempt = None if episode is None else episode.attempt + (0 if episode.running else 1)
         act.called.append(Called(record.vm_id, record.host, episode.id if episode else None, attempt))

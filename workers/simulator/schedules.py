@@ -66,6 +66,12 @@ _OF_VMS = {
     "start {vm}": 3,
     "forget {vm}": 1,
     "recover {vm}": 3,
+    "recover {vm} force": 1,
+    "recover {vm} kill-healthy": 1,
+    "hold vm:{vm} paused": 1,
+    "hold vm:{vm} observe-only": 1,
+    "hold vm:{vm} maintenance 15": 1,
+    "lift vm:{vm}": 3,
 }
 _OF_HOSTS = {
     "kill-worker {host}": 3,
@@ -84,6 +90,11 @@ _OF_HOSTS = {
     "unpause {host}": 4,
     "doubt {host} 'no descriptors'": 1,
     "doubt {host}": 3,
+    "hold host:{host} maintenance 20": 1,
+    "hold host:{host} paused": 1,
+    "lift host:{host}": 3,
+    "switch recovery off host:{host}": 1,
+    "switch recovery on host:{host}": 2,
 }
 _OF_THE_FLEET = {
     "redis-away": 2,
@@ -103,6 +114,8 @@ _OF_THE_FLEET = {
     "start-beat": 4,
     "confirm": 6,
     "rebuild": 3,
+    "hold fleet observe-only 15": 1,
+    "lift fleet": 2,
 }
 
 
@@ -171,6 +184,7 @@ class Run:
     def _settle(self) -> None:
         """All faults end, operators do their part, and time passes: then everything has to be in order."""
         world = self.world
+        world.server.contents.modes.clear()
         world.server.away, world.broker.loss, world.broker.doubling = False, 0.0, 0.0
         for machine in world.machines.values():
             _mend(machine)

@@ -49,6 +49,7 @@ class SimWorker:
         ports = HostPorts(
             store,
             world.make_data(machine),
+            world.make_modes(machine),
             machine.memory,
             host,
             Looking(self),

@@ -15,16 +15,19 @@ from typing import Any
 from workers.bootstrap import health_policy, limits, recovery_policy, stray_rules
 from workers.domain.audit import Event, EventKind
 from workers.domain.errors import ReliabilityError, StoreUnavailable
+from workers.domain.modes import Flag, Mode
 from workers.domain.recovery import WakeUp
+from workers.domain.vm import Force
 from workers.ports import StrayFound
 from workers.services.host_services import HostPolicies
 from workers.services.ledger import Ledger
+from workers.services.modes import OperatorModes
 from workers.services.registry import Registry
 from workers.settings import Settings
 from workers.simulator.broker import Broker, Message
 from workers.simulator.clockwork import Clockwork
-from workers.simulator.machine import HostData, HostStore, Machine
-from workers.simulator.memory_server import Contents, MemoryData, MemoryServer
+from workers.simulator.machine import HostData, HostModes, HostStore, Machine
+from workers.simulator.memory_server import Contents, MemoryData, MemoryModes, MemoryServer
 from workers.simulator.memory_store import MemoryVmStore
 from workers.simulator.ports import SimTelemetry, SimWakeups
 from workers.simulator.schedule import MemorySchedule
@@ -84,6 +87,7 @@ class World:
     beats_wanted: int = 1
     make_store: Callable[[Machine, SimWorker], MemoryVmStore] = lambda machine, _worker: HostStore(machine)
     make_data: Callable[[Machine], MemoryData] = HostData
+    make_modes: Callable[[Machine], MemoryModes] = HostModes
     clockwork: Clockwork = field(default_factory=lambda: Clockwork(START_US))
     skew_us: int = 0
 
@@ -110,6 +114,7 @@ class World:
         self.ledger = Ledger(operator, SimWakeups(self.broker), self.telemetry)
         self.registry = Registry(operator, self.ledger, actor="operator")
         self.data = MemoryData(self.server, self.epoch_ids, lease_ms=self.limits.lease_ms)
+        self.modes = OperatorModes(MemoryModes(self.server), actor="operator")
         self.beats: list[SimBeat] = []
         self.backup: Contents | None = None
         self.refusals: list[str] = []
@@ -186,9 +191,22 @@ class World:
         for name in self.machines:
             self.broker.send(Message("rebuild", name))
 
-    def recover(self, vm_id: str) -> None:
+    def hold(self, scope: str, mode: Mode, for_s: float) -> None:
+        with suppress(ReliabilityError):
+            settle_ms = self.check_interval_ms if mode is Mode.MAINTENANCE else 0
+            self.modes.hold(scope, mode, why="a person works on it", for_ms=round(for_s * 1000), settle_ms=settle_ms)
+
+    def lift(self, scope: str) -> None:
+        with suppress(ReliabilityError):
+            self.modes.lift(scope, every=True)
+
+    def switch(self, scope: str, flag: Flag, *, on: bool) -> None:
+        with suppress(ReliabilityError):
+            self.modes.switch(scope, flag, on=on, why="a person says so")
+
+    def recover(self, vm_id: str, force: Force = Force.PLAIN) -> None:
         """A person asks for it."""
-        wake = WakeUp(request_id=f"request-{next(self.numbers)}", actor="operator")
+        wake = WakeUp(request_id=f"request-{next(self.numbers)}", actor="operator", force=force)
         host = next(iter(self.machines))
         row = self.server.contents.rows.get(vm_id)
         arguments = {"vm_id": vm_id, "wake": wake}

@@ -14,7 +14,7 @@ from workers.domain.vm import VmRecord
 
 NEWEST_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-_ADDED_IN_2 = frozenset({"created_ms", "last_request", "restarts"})
+_ADDED_IN_2 = frozenset({"created_ms", "last_request", "restarts", "held", "wish"})
 
 _RECORD: TypeAdapter[VmRecord] = TypeAdapter(VmRecord)
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)

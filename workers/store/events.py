@@ -1,12 +1,14 @@
-"""The event stream, read: the last entries, and the new ones as they come."""
+"""The event stream: the last entries, all of them, the new ones as they come; and what is too old is dropped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import cast
 
 import redis
 
 from workers.domain.audit import Event
+from workers.domain.epoch import NO_EVENT, order
 from workers.store.client import translated
 from workers.store.codec import load_event
 from workers.store.keys import Keys
@@ -28,6 +30,8 @@ class Entry:
 
 
 class EventLog:
+    """Raises StoreUnavailable."""
+
     def __init__(self, client: redis.Redis, *, prefix: str) -> None:
         self._client = client
         self._key = Keys(prefix).events
@@ -35,34 +39,75 @@ class EventLog:
     def last_id(self) -> str:
         with translated():
             rows = cast("_Rows", self._client.xrevrange(self._key, count=1))
-        return rows[0][0].decode() if rows else "0-0"
+        return rows[0][0].decode() if rows else NO_EVENT
 
-    def since(self, after: str, *, vm_id: str | None = None, limit: int | None = None) -> Iterator[Entry]:
-        """Yield the entries after this id, oldest first, at most `limit` matching ones."""
-        left = limit
-        while left is None or left > 0:
+    def since(
+        self,
+        after: str,
+        *,
+        vm_id: str | None = None,
+        limit: int | None = None,
+        last: str = "+",
+        passed_over: Callable[[str], None] = lambda _: None,
+    ) -> Iterator[Entry]:
+        """Yield the entries after this id up to `last`, oldest first, at most `limit` matching ones.
+
+        `passed_over` hears the ids of entries of another version.
+        """
+        found = self._pages(after, last, passed_over)
+        matching = (entry for entry in found if vm_id in (None, entry.event.vm_id))
+        return islice(matching, limit)
+
+    def _pages(self, after: str, last: str, passed_over: Callable[[str], None]) -> Iterator[Entry]:
+        """One page at a time, so that any length takes the same memory."""
+        while True:
             with translated():
-                rows = cast("_Rows", self._client.xrange(self._key, min=f"({after}", count=_PAGE))
-            for entry in _entries(rows):
-                if vm_id in (None, entry.event.vm_id) and (left is None or left > 0):
-                    left = None if left is None else left - 1
-                    yield entry
+                rows = cast("_Rows", self._client.xrange(self._key, min=f"({after}", max=last, count=_PAGE))
+            yield from _entries(rows, passed_over)
             if len(rows) < _PAGE:
                 return
             after = rows[-1][0].decode()
 
-    def latest(self, *, vm_id: str | None = None, limit: int) -> list[Entry]:
-        """Return the last `limit` entries, oldest first."""
+    def latest(
+        self,
+        *,
+        vm_id: str | None = None,
+        limit: int,
+        after: str = NO_EVENT,
+        last: str = "+",
+        matches: Callable[[Event], bool] = lambda _: True,
+    ) -> list[Entry]:
+        """Return the last `limit` matching entries after the id `after` and up to `last`, oldest first."""
         found: list[Entry] = []
-        before = "+"
+        before = last
         while len(found) < limit:
             with translated():
-                rows = cast("_Rows", self._client.xrevrange(self._key, max=before, count=_PAGE))
-            found += [entry for entry in _entries(rows) if vm_id in (None, entry.event.vm_id)]
+                rows = cast("_Rows", self._client.xrevrange(self._key, max=before, min=f"({after}", count=_PAGE))
+            entries = _entries(rows)
+            found += [each for each in entries if vm_id in (None, each.event.vm_id) and matches(each.event)]
             if len(rows) < _PAGE:
                 break
             before = f"({rows[-1][0].decode()}"
         return found[:limit][::-1]
+
+    def trim(self, older_than_ms: int) -> int:
+        """Drop the entries that are older than this, but never the newest one; returns how many.
+
+        Without any entry, nothing would tell the hosts that the last event they saw was trimmed and not lost.
+        """
+        with translated():
+            seconds, micros = self._client.time()
+            newest = cast("_Rows", self._client.xrevrange(self._key, count=1))
+            if not newest:
+                return 0
+            oldest_ms = seconds * 1000 + micros // 1000 - older_than_ms
+            keep_from = min(f"{max(0, oldest_ms)}-0", newest[0][0].decode(), key=order)
+            dropped, by_this = 0, 1
+            while by_this:
+                # Whole nodes of the stream, a few thousand entries in each call: others wait for Redis, too.
+                by_this = self._client.xtrim(self._key, minid=keep_from, approximate=True)
+                dropped += by_this
+            return dropped + self._client.xtrim(self._key, minid=keep_from, approximate=False)
 
     def follow(self, after: str, *, block_ms: int = 1000) -> Iterator[Entry | None]:
         """Yield new entries as they come, and None each time `block_ms` passed without one."""
@@ -87,10 +132,10 @@ def _rows_of(reply: object) -> _Rows:
     return cast("_Rows", cast("list[tuple[bytes, list[object]]]", reply)[0][1])
 
 
-def _entries(rows: _Rows) -> Iterator[Entry]:
+def _entries(rows: _Rows, passed_over: Callable[[str], None] = lambda _: None) -> Iterator[Entry]:
     """Entries of another version are passed over: this is a view, the stream keeps them."""
     for entry_id, fields in rows:
         try:
             yield Entry(entry_id.decode(), load_event(fields[b"e"]))
         except (ValueError, KeyError):
-            continue
+            passed_over(entry_id.decode())

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import redis
 
+from workers.domain.registry_diff import Notes
 from workers.domain.vm import Incarnation
 from workers.ports import StrayFound
 from workers.store.client import script, translated
@@ -78,6 +79,10 @@ class HostRegistry:
         ]
         return seconds * 1000 + micros // 1000, seen
 
+    def is_served(self, host: str) -> bool:
+        with translated():
+            return bool(self._client.exists(self._keys.host(host)))
+
     def silent(self, *, longer_than_ms: int) -> list[str]:
         """Hosts whose worker has been gone for longer than this."""
         now_ms, hosts = self.all()
@@ -107,6 +112,24 @@ class HostRegistry:
         with translated():
             values = cast("list[bytes | None]", self._client.mget([self._keys.unreadable(host) for host in hosts]))
         return {vm_id: why for value in values if value for vm_id, why in json.loads(value).items()}
+
+    def put_registry_notes(self, host: str, notes: Notes, *, ttl_ms: int) -> None:
+        """Keep how the manager's registry differs from the records of this host."""
+        plain = {"missing": dict(notes.missing), "trouble": notes.trouble}
+        plain |= {"suspects": list(notes.suspects), "problems": list(notes.problems)}
+        with translated():
+            self._client.set(self._keys.registry(host), compact(plain), px=ttl_ms)
+
+    def registry_notes(self, host: str) -> Notes:
+        return self.registries([host]).get(host, Notes())
+
+    def registries(self, hosts: Sequence[str]) -> dict[str, Notes]:
+        """Return the notes of those hosts that have a registry."""
+        if not hosts:
+            return {}
+        with translated():
+            values = cast("list[bytes | None]", self._client.mget([self._keys.registry(host) for host in hosts]))
+        return {host: Notes(**json.loads(value)) for host, value in zip(hosts, values, strict=True) if value}
 
     def strays(self, hosts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         if not hosts:

@@ -9,12 +9,14 @@ import redis
 
 from workers.domain.audit import Event
 from workers.domain.errors import UnknownVm, UnreadableRecord
+from workers.domain.modes import NO_MODES
 from workers.domain.vm import State
 from workers.ports import Change, Lease, Limits, Memory, Snapshot, Stored, Written
 from workers.specs import VmSpec, parse_spec
 from workers.store.client import SERVER_TIME, script, translated
 from workers.store.codec import NEWEST_VERSION, READABLE_VERSIONS, compact, dump_event, load_record, version_of
 from workers.store.keys import Keys
+from workers.store.modes import modes_of
 from workers.store.wire import change_to_wire, limits_text, written_of
 
 
@@ -44,18 +46,24 @@ class RedisVmStore:
 
     def read(self, vm_ids: Collection[str], *, with_specs: bool = False) -> Snapshot:
         with translated():
-            reply = self._read(keys=[self._keys.vm(vm_id) for vm_id in vm_ids], args=["spec"] if with_specs else [""])
+            reply = self._read_rows(vm_ids, with_specs=with_specs)
         now_us = int(reply[0]) * 1_000_000 + int(reply[1])
         found: dict[str, Stored] = {}
         unreadable: dict[str, str] = {}
-        for vm_id, row in zip(vm_ids, reply[2:], strict=True):
+        for vm_id, row in zip(vm_ids, reply[3:], strict=True):
             if row[0] is None and row[1] is None:
                 continue
             try:
                 found[vm_id] = _stored(row, now_us // 1000)
             except ValueError as error:
                 unreadable[vm_id] = str(error)
-        return Snapshot(now_us, found, unreadable)
+        scopes = {name.decode(): text for name, text in zip(reply[2][::2], reply[2][1::2], strict=True)}
+        return Snapshot(now_us, found, unreadable, modes_of(scopes) if scopes else NO_MODES)
+
+    def _read_rows(self, vm_ids: Collection[str], *, with_specs: bool) -> list[Any]:
+        keys = self._keys
+        args = ["spec" if with_specs else "", keys.modes, keys.vm("")]
+        return cast("list[Any]", self._read(keys=[keys.vm(vm_id) for vm_id in vm_ids], args=args))
 
     def write(
         self,
@@ -129,9 +137,9 @@ class RedisVmStore:
     def specs(self, vm_ids: Collection[str]) -> dict[str, VmSpec]:
         """Return the specs that can be read, for lists."""
         with translated():
-            reply = self._read(keys=[self._keys.vm(vm_id) for vm_id in vm_ids], args=["spec"])
+            reply = self._read_rows(vm_ids, with_specs=True)
         found: dict[str, VmSpec] = {}
-        for vm_id, row in zip(vm_ids, reply[2:], strict=True):
+        for vm_id, row in zip(vm_ids, reply[3:], strict=True):
             with suppress(ValueError):
                 version_of(row[0])
                 found[vm_id] = parse_spec(row[-1] or b"")
@@ -192,7 +200,7 @@ def _stored(row: Sequence[bytes | None], now_ms: int) -> Stored:
     if rev is None or doc is None:
         raise ValueError("field doc: missing")
     live = owner is not None and lease_end is not None and int(lease_end) > now_ms
-    spec = row[8] if len(row) > 8 else None  # noqa: PLR2004 - asked for
+    spec = row[9] if len(row) > 9 else None  # noqa: PLR2004 - asked for
     return Stored(
         record=load_record(doc),
         rev=int(rev),

@@ -7,8 +7,9 @@ from workers.app import app
 from workers.bootstrap_host import host_runtime
 from workers.crashpoints import Point, reach
 from workers.domain.recovery import WakeUp
+from workers.domain.vm import Force
 from workers.services.recovery import ForHost, Result, RetryIn
-from workers.tasks.arguments import BadArgument, count_of, number_of, text_of, vm_id_of
+from workers.tasks.arguments import BadArgument, choice_of, count_of, number_of, refused, text_of, vm_id_of
 
 SYSTEM, MANUAL = "system", "manual"
 
@@ -24,16 +25,21 @@ def recover_vm(
     actor: str | None = None,
     origin: str = MANUAL,
     tries: int = 0,
+    force: str = Force.PLAIN,
 ) -> str:
-    """Bring this VM back, if it needs it. Repeats of one request act once: by `request_id`, else by the task's id."""
+    """Bring this VM back, if it needs it. Repeats of one request act once: by `request_id`, else by the task's id.
+
+    `force` is what a person's request overrides; no other has any.
+    """
     checked = vm_id_of(vm_id)
-    by_hand = origin != SYSTEM
+    by_hand = text_of(origin, "origin") != SYSTEM
     wake = WakeUp(
         episode=text_of(episode, "episode"),
         attempt=number_of(attempt, "attempt"),
         request_id=(text_of(request_id, "request_id") or str(self.request.root_id)) if by_hand else None,
         actor=text_of(actor, "actor") or (MANUAL if by_hand else "recovery"),
         tries=count_of(tries, "tries"),
+        force=_force_of(force, by_hand=by_hand),
     )
     return _follow(self, checked, host_runtime().recover(checked, wake))
 
@@ -43,6 +49,13 @@ def stop_vm(self: Any, vm_id: str) -> str:
     """Bring down a VM whose record says that it is to be stopped."""
     checked = vm_id_of(vm_id)
     return _follow(self, checked, host_runtime().stop(checked))
+
+
+def _force_of(value: object, *, by_hand: bool) -> Force:
+    force = choice_of(value, "force", Force)
+    if force is not Force.PLAIN and not by_hand:
+        raise refused("force", "only a person's request may have any")
+    return force
 
 
 def _follow(task: Any, vm_id: str, result: Result) -> str:
@@ -71,7 +84,9 @@ def _follow(task: Any, vm_id: str, result: Result) -> str:
 
 def _arguments(wake: WakeUp) -> dict[str, Any]:
     if wake.is_manual:
-        return {"request_id": wake.request_id, "actor": wake.actor, "tries": wake.tries}
+        arguments = {"request_id": wake.request_id, "actor": wake.actor, "tries": wake.tries}
+        # A worker of the release before does not know the word.
+        return arguments if wake.force is Force.PLAIN else arguments | {"force": str(wake.force)}
     return {
         "episode": wake.episode,
         "attempt": wake.attempt,

@@ -43,7 +43,12 @@ KINDS = {
     EventKind.FROZEN: ("critical", "recovery halted"),
     EventKind.THAWED: ("info", "recovery goes on"),
     EventKind.CONFIRMED: ("warning", "data confirmed"),
+    EventKind.UNLISTED: ("warning", "vm not in the registry"),
     EventKind.STOPPED_AGAIN: ("warning", "vm stopped again"),
+    EventKind.MODE: ("warning", "operator mode changed"),
+    EventKind.WOULD_HAVE: ("warning", "observe-only: would have acted"),
+    EventKind.HELD: ("info", "recovery held back"),
+    EventKind.RESET: ("warning", "vm reset"),
 }
 # A first start is no recovery: whoever counts recoveries must not count it.
 FIRST_STARTS = {
@@ -54,7 +59,16 @@ FIRST_STARTS = {
 }
 # More VMs of a batch than this that could not be judged for the same reason are told together.
 _MOST_ALIKE = 5
-_OF_RECOVERY = frozenset({EventKind.ATTEMPT_STARTED, EventKind.ATTEMPT_FAILED, EventKind.RECOVERED, EventKind.DEFERRED})
+_OF_RECOVERY = frozenset(
+    {
+        EventKind.ATTEMPT_STARTED,
+        EventKind.ATTEMPT_FAILED,
+        EventKind.RECOVERED,
+        EventKind.DEFERRED,
+        EventKind.HELD,
+        EventKind.WOULD_HAVE,
+    }
+)
 
 
 class LogTelemetry:

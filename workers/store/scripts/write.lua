@@ -1,4 +1,4 @@
--- parts: base common storm breaker line
+-- parts: base common modes storm breaker line
 -- Apply changes to records: each one alone is atomic and guarded by its revision; leases, slots, breakers, lines,
 -- schedule, indexes and audit move with it. Server time decides every expiry.
 -- ARGV from 4: changes (JSON list), ids seen (JSON list), "all" to write all or nothing, further events (JSON list of
@@ -21,6 +21,7 @@ end
 
 local function blocker(c)
   if quarantine() > 0 then return host_place(c.host) end
+  if c.take.forced then return nil end
   for _, call in ipairs(c.take.calls) do
     if not admits(call.scope) then return 'breaker:' .. call.scope end
   end
@@ -45,6 +46,12 @@ local function refusal(c)
   if c.take then
     if holder and holder ~= c.take.owner then return 'leased' end
     if not intact then return 'frozen' end
+    if not c.take.forced and is_held(c.id, c.host) then
+      if is_kept_for(c.id, c.host) then must_call(c.host) end
+      give_back_slots(c.id, c.host)
+      leave_line(c.id)
+      return 'held'
+    end
     local place = c.take.calls and blocker(c)
     if place then
       if is_kept_for(c.id, c.host) then must_call(c.host) end
@@ -150,6 +157,10 @@ local function enlist(id)
   local leased = vm[2] and tonumber(vm[3]) > now
   local is_called = vm[5] and tonumber(vm[5]) > now
   if not vm[1] or leased or vm[4] or is_called then return end
+  if is_held(id, vm[1]) then
+    ask(id, vm[1]) -- its host says what is not done
+    return
+  end
   stand(id, host_place(vm[1]))
   must_call(vm[1])
 end

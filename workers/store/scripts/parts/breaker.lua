@@ -18,7 +18,7 @@ local function put_breaker(scope, breaker)
   else redis.call('PERSIST', breaker_key(scope)) end
 end
 
-local function become(scope, breaker, state, why)
+local function become(scope, breaker, state, why, actor)
   local before = breaker.state
   for n = 1, MOST_WAYS do redis.call('DEL', breaker_key(scope) .. ':ok:' .. n, breaker_key(scope) .. ':ko:' .. n) end
   redis.call('DEL', breaker_key(scope) .. ':probes')
@@ -30,7 +30,7 @@ local function become(scope, breaker, state, why)
     redis.call('SADD', prefix .. ':breakers', scope)
   end
   put_breaker(scope, breaker)
-  tell('breaker', 'breaker', before .. ' -> ' .. state .. ': ' .. why, {scope = scope})
+  tell('breaker', actor or 'breaker', before .. ' -> ' .. state .. ': ' .. why, {scope = scope})
 end
 
 local function open(scope, breaker, why)

@@ -72,15 +72,20 @@ local function is_served(host)
   return redis.call('EXISTS', prefix .. ':host:' .. host) == 1 and redis.call('HEXISTS', prefix .. ':halted', host) == 0
 end
 
+-- Have its host told that this VM needs an attempt.
+local function ask(id, host)
+  local episode = cjson.decode(redis.call('HGET', vm_key(id), 'doc')).episode
+  local open = type(episode) == 'table' and not episode['end'] and episode
+  local attempt = open and (open.attempt or 0) + (open.running and 0 or 1)
+  called[#called + 1] = {id, host, open and open.id or '', attempt or 0}
+end
+
 local function call(id, host)
   for _, place in ipairs({'fleet', host_place(host)}) do
     redis.call('ZADD', slots_key(place), now + limits.call_ms, id)
   end
   redis.call('HSET', vm_key(id), 'cl', now + limits.call_ms)
-  local episode = cjson.decode(redis.call('HGET', vm_key(id), 'doc')).episode
-  local open = type(episode) == 'table' and not episode['end'] and episode
-  local attempt = open and (open.attempt or 0) + (open.running and 0 or 1)
-  called[#called + 1] = {id, host, open and open.id or '', attempt or 0}
+  ask(id, host)
 end
 
 local function head(place)
