@@ -1,7 +1,6 @@
 """The host itself fails: no descriptors, a full or read-only state folder, sockets swept away, a wrong clock."""
 
 import resource
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.support.chaos import Arena, arena, die, sweeps_pass
-from tests.support.cluster import kill
+from tests.support.chaos import Arena, arena, die, hang, sweeps_pass
 from workers.domain.vm import State
 from workers.embedded import EmbeddedServer
 
@@ -134,6 +132,6 @@ def test_a_worker_whose_clock_is_hours_off_works_as_ever_and_says_so(here: Arena
     site.fault("clock-2", '{"refuse_starts": 2}')
     here.injure("clock-1", die)
     here.injure("clock-2", die)
-    here.injure("clock-3", lambda record: kill(record, signal.SIGSTOP))
+    here.injure("clock-3", hang)
     here.account("clock of a worker hours off", worker=worker)
     assert worker.log().count("the clock of this host is not that of redis") == 1

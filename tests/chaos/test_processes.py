@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ import pytest
 
 from tests.benchmarks.stage import vmm_binary
 from tests.conftest import require
-from tests.support.chaos import Arena, arena, die
-from tests.support.cluster import Cluster, kill, send_by_name
+from tests.support.chaos import Arena, arena, die, hang
+from tests.support.cluster import Cluster, send_by_name
 from tests.support.processes import wait_until
 from workers.domain.vm import State, VmRecord
 from workers.embedded import EmbeddedServer
@@ -46,7 +45,7 @@ def test_a_stopped_vmm_one_that_ignores_sigterm_and_one_whose_socket_has_another
 
     here.injure("deaf-1", lambda record: site.socket(record).unlink())
     here.account("vmm ignores SIGTERM", worker=worker)
-    here.injure("still-1", lambda record: kill(record, signal.SIGSTOP))
+    here.injure("still-1", hang)
     here.account("vmm in state T", worker=worker)
     with usurper(here, "usurped-1"):
         here.account("socket taken by another listener", worker=worker)

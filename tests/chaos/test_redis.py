@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.chaos import Arena, arena, die, sweeps_pass
+from tests.support.chaos import Arena, arena, die, hang, sweeps_pass
 from tests.support.cli import execute
-from tests.support.cluster import kill
 from tests.support.link import Link, link_to
 from tests.support.processes import RunningProcess, wait_until
 from tests.support.servers import start_server
@@ -195,6 +194,6 @@ def test_a_slow_link_slows_recovery_down_and_nothing_else(here: Arena, server: E
         link.delay_s = 0.04
         here.injure("slow-1", die)
         here.injure("slow-2", lambda record: site.socket(record).unlink())
-        here.injure("slow-3", lambda record: kill(record, signal.SIGSTOP))
+        here.injure("slow-3", hang)
         here.account("link to redis slow", worker=worker)
         assert not [e for e in site.events() if e.event.kind is EventKind.ATTEMPT_FAILED]

@@ -222,6 +222,10 @@ def die(record: VmRecord) -> None:
     kill(record, signal.SIGKILL)
 
 
+def hang(record: VmRecord) -> None:
+    kill(record, signal.SIGSTOP)
+
+
 def sweeps_pass(worker: RunningProcess, number: int = 2) -> None:
     """Wait so long that whatever could be done about a lost VM has had its chance."""
     said = 'event="orphan detection"'

@@ -1,6 +1,8 @@
 """What operator modes keep from being done, against fakes; and the table of what a person's request overrides."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -267,6 +269,19 @@ def test_a_request_overrides_what_the_table_says_and_nothing_else(
     if not started:
         assert list(world.host.alive) == before
     assert world.host.doubled == []
+
+
+def test_the_table_in_the_docs_says_what_the_code_does() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "manual-recovery.md").read_text(encoding="utf-8")
+    section = text.partition("## What a request overrides")[2].partition("##")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line][2:]
+
+    table = {
+        re.split(r"[:,]", row[0])[0]: {force for force, cell in zip(Force, row[1:], strict=True) if cell == "yes"}
+        for row in rows
+    }
+
+    assert table == {name: overridden for name, (_, overridden) in HINDRANCES.items()}
 
 
 def test_the_word_to_kill_a_healthy_vm_is_good_for_one_attempt(world: World) -> None:

@@ -11,6 +11,7 @@ from tests.support.builders import (
 )
 from tests.support.fakes import World
 from workers.domain.audit import EventKind
+from workers.domain.errors import Unwanted
 from workers.domain.evidence import Evidence
 from workers.domain.recovery import WakeUp
 from workers.domain.vm import Desired, EpisodeEnd, State
@@ -44,6 +45,21 @@ def test_a_dead_vm_is_started_again_and_its_new_process_watched(world: World) ->
     assert world.host.started == [("vm-1", record.generation)]
     assert not world.store.read(["vm-1"]).found["vm-1"].leased
     assert world.kinds() == [EventKind.ATTEMPT_STARTED, EventKind.RECOVERED]
+
+
+def test_what_the_manager_told_only_this_host_keeps_a_vm_from_being_started(world: World) -> None:
+    def told_to_stop(vm_id: str, _asked: int, _seen: int) -> None:
+        raise Unwanted(vm_id, "stopping")
+
+    world.put(a_lost_vm())
+    world.host.check_generation = told_to_stop
+
+    recover(world)
+
+    episode = world.record().open_episode
+    assert world.host.started == []
+    assert episode is not None
+    assert (episode.attempt, world.record().state) == (0, State.ORPHANED)
 
 
 def test_a_hung_vm_is_fenced_before_the_new_one_starts(world: World) -> None:

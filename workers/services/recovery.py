@@ -17,6 +17,7 @@ from workers.domain.errors import (
     StopFailed,
     StoreUnavailable,
     Unkillable,
+    Unwanted,
 )
 from workers.domain.evidence import Evidence, Observation, Verdict
 from workers.domain.exits import ExitAction
@@ -355,7 +356,7 @@ class Recovery:
                 new = self._start(attempt, record, spec, steps)
                 steps.begin(Work.COMMIT)
                 after = attempt.commit(new, f"pid {new.pid} serves, generation {record.generation}")
-        except (StartFailed, StopFailed, GuardBusy, StaleGeneration, Paused, Held) as error:
+        except (StartFailed, StopFailed, GuardBusy, StaleGeneration, Paused, Held, Unwanted) as error:
             return self._failed(attempt, record, error, wake)
         except Withdrawn as error:
             return self._withdraw(attempt, vm_id, new, str(error))
@@ -389,7 +390,7 @@ class Recovery:
         try:
             if hopeless := self._why_hopeless(record, error):
                 return Finished(attempt.give_up(hopeless).state, hopeless)
-            after, now_ms = attempt.fail(why, self._jitter(), counts=not isinstance(error, Paused | Held))
+            after, now_ms = attempt.fail(why, self._jitter(), counts=not isinstance(error, Paused | Held | Unwanted))
         except Withdrawn as withdrawn:
             return self._withdraw(attempt, record.vm_id, None, str(withdrawn))
         except LeaseLost as lost:

@@ -73,6 +73,7 @@ class Task:
         self._clockwork, self._work, self._runner = clockwork, work, runner
         self._missed: Callable[[], None] | None = None
         self.read_ms: dict[str, int] = {}
+        self.read_us: dict[str, int] = {}  # the same in time that nobody sets back
 
     def run(self) -> None:
         try:

@@ -107,8 +107,10 @@ class Invariants:
         record = self._record(vm_id)
         if record is not None and record.force is not Force.PLAIN:
             return
+        task = self.world.clockwork.current
+        read_us = task.read_us.get(vm_id, 0) if task is not None else 0
         for held in modes.holds_on(vm_id, machine.name, self.world.server.now_ms):
-            if held.hold.since_ms < self._read_ms(vm_id) <= self.world.server.now_ms:
+            if self.world.held_us.get(held.hold.id, read_us) < read_us:
                 self._complain(3, f"{vm_id} is {what} although {held.words}")
 
     def _unwanted_since(self, vm_id: str) -> int | None:
@@ -278,6 +280,7 @@ class WatchedStore(HostStore):
         snapshot = super().read(vm_ids, with_specs=with_specs)
         if (task := self._watch.world.clockwork.current) is not None:
             task.read_ms.update(dict.fromkeys(vm_ids, snapshot.now_ms))
+            task.read_us.update(dict.fromkeys(vm_ids, self._watch.world.clockwork.now_us))
         self._watch.newest_ms = max(self._watch.newest_ms, snapshot.now_ms)
         return snapshot
 

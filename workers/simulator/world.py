@@ -115,6 +115,8 @@ class World:
         self.registry = Registry(operator, self.ledger, actor="operator")
         self.data = MemoryData(self.server, self.epoch_ids, lease_ms=self.limits.lease_ms)
         self.modes = OperatorModes(MemoryModes(self.server), actor="operator")
+        # When each hold was set, in time that nobody sets back.
+        self.held_us: dict[str, int] = {}
         self.beats: list[SimBeat] = []
         self.backup: Contents | None = None
         self.refusals: list[str] = []
@@ -194,7 +196,9 @@ class World:
     def hold(self, scope: str, mode: Mode, for_s: float) -> None:
         with suppress(ReliabilityError):
             settle_ms = self.check_interval_ms if mode is Mode.MAINTENANCE else 0
-            self.modes.hold(scope, mode, why="a person works on it", for_ms=round(for_s * 1000), settle_ms=settle_ms)
+            why, for_ms = "a person works on it", round(for_s * 1000)
+            made = self.modes.hold(scope, mode, why=why, for_ms=for_ms, settle_ms=settle_ms)
+            self.held_us[made.id] = self.clockwork.now_us
 
     def lift(self, scope: str) -> None:
         with suppress(ReliabilityError):
