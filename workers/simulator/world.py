@@ -195,7 +195,7 @@ class World:
 
     def hold(self, scope: str, mode: Mode, for_s: float) -> None:
         with suppress(ReliabilityError):
-            settle_ms = self.check_interval_ms if mode is Mode.MAINTENANCE else 0
+            settle_ms = self.sweeps[_DETECT] if mode is Mode.MAINTENANCE else 0
             why, for_ms = "a person works on it", round(for_s * 1000)
             made = self.modes.hold(scope, mode, why=why, for_ms=for_ms, settle_ms=settle_ms)
             self.held_us[made.id] = self.clockwork.now_us
