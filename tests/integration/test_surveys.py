@@ -21,8 +21,10 @@ from tests.support.builders import (
 )
 from tests.support.servers import RedisFlavour
 from tests.support.stores import _TEST_TIME, PREFIX, Subject, redis_subject
+from workers.domain.audit import Event, EventKind
 from workers.domain.breaker import Result, calls_of
 from workers.domain.errors import StoreUnavailable
+from workers.domain.modes import FLEET, Hold, Mode, Scope, host_scope, vm_scope
 from workers.domain.storm import Loss
 from workers.domain.vm import Desired, EpisodeEnd, Reason, State, VmRecord
 from workers.ports import Change, Halt, Lease, Limits, Outcome, Take, VmStore
@@ -290,7 +292,7 @@ def test_a_record_that_is_gone_or_of_a_later_version_spoils_nothing(place: Place
 def test_an_empty_fleet_has_nothing_of_anything(place: Place) -> None:
     place.client.delete(KEYS.hosts)
     assert place.fleet == FleetSurvey(
-        NOW_MS, NONE, {}, {"frozen": 0, "paused": 0}, [], 0, 64, storm=False, refused_writes=0
+        NOW_MS, NONE, {}, {"frozen": 0, "paused": 0}, [], 0, 64, storm=False, refused_writes=0, held={}
     )
 
 
@@ -333,6 +335,27 @@ def test_hosts_that_recover_nothing_are_counted_by_why(place: Place) -> None:
     data.halt("host-a", None)
     data.halt("host-b", None)
     assert place.fleet.halted == {"frozen": 0, "paused": 1}
+
+
+def test_modes_of_the_fleet_and_of_hosts_are_counted_while_they_are_in_force(place: Place) -> None:
+    now_ms = place.subject.clock.now_us // 1000
+    holds = {
+        FLEET: [Hold("h1", Mode.OBSERVE_ONLY, "alice", "roll-out", now_ms)],
+        host_scope(HOST): [
+            Hold("h2", Mode.MAINTENANCE, "alice", "disks", now_ms, until_ms=now_ms + 1000, settle_ms=1000),
+            Hold("h3", Mode.OBSERVE_ONLY, "alice", "roll-out", now_ms, until_ms=now_ms + 1500),
+        ],
+        vm_scope("vm-1"): [Hold("h4", Mode.PAUSED, "alice", "its owner asked", now_ms)],
+    }
+    for scope, each in holds.items():
+        told = Event(EventKind.MODE, "", "", "alice", "work", scope=scope)
+        place.subject.modes.put_scope(scope, Scope(), Scope(tuple(each)), told)
+
+    assert place.fleet.held == {("fleet", "observe-only"): 1, ("host", "maintenance"): 1}
+    place.subject.pass_time(1000)
+    assert place.fleet.held == {("fleet", "observe-only"): 1, ("host", "observe-only"): 1}
+    place.subject.pass_time(1000)
+    assert place.fleet.held == {("fleet", "observe-only"): 1}
 
 
 def fail_all(place: Place, vm_ids: list[str]) -> None:

@@ -13,6 +13,7 @@ from tests.support.fakes import FakeClock
 from tests.support.figures import Page, labelled
 from tests.support.processes import wait_until
 from workers.domain.errors import StoreUnavailable
+from workers.domain.modes import Mode
 from workers.domain.vm import State
 from workers.ports import DueChecks
 from workers.settings import load
@@ -35,6 +36,7 @@ def a_survey(**changes: Any) -> FleetSurvey:
         slots_limit=64,
         storm=False,
         refused_writes=0,
+        held={},
     )
     return replace(quiet, **changes)
 
@@ -176,6 +178,7 @@ def test_a_survey_shows_how_the_fleet_stands(begin: Callable[[Callable[[], Fleet
     survey = a_survey(
         breakers={("image", "open"): 2, ("host", "half_open"): 1},
         halted={"frozen": 1, "paused": 2},
+        held={("host", "paused"): 3},
         storm=True,
         slots_limit=3,
         refused_writes=4,
@@ -194,6 +197,10 @@ def test_a_survey_shows_how_the_fleet_stands(begin: Callable[[Callable[[], Fleet
     }
     assert len(page.samples[m.BREAKERS.name]) == 4 * 2, "those that are closed are 0"
     assert page.samples[m.HALTED_HOSTS.name] == {labelled(kind="frozen"): 1, labelled(kind="paused"): 2}
+    assert {labels for labels, number in page.samples[m.HELD_PLACES.name].items() if number} == {
+        labelled(kind="host", mode="paused")
+    }
+    assert len(page.samples[m.HELD_PLACES.name]) == 2 * len(Mode)
     assert page.samples[m.HOST_AGE.name] == {labelled(host="host-a"): 2.5, labelled(host="host-b"): 0.4}
     assert page.samples[m.HOST_VMS.name] == {labelled(host="host-a"): 30, labelled(host="host-b"): 20}
     assert page.value(m.REFUSED_WRITES.name) == 4
@@ -202,6 +209,7 @@ def test_a_survey_shows_how_the_fleet_stands(begin: Callable[[Callable[[], Fleet
     assert told["as_of"] == "2027-01-15T08:00:00Z"
     assert told["hosts"]["host-a"] == {"heartbeat_s": 2.5, "vms": 30}
     assert told["breakers"] == {"image open": 2, "host half_open": 1}
+    assert told["held"] == {"host paused": 3}
     assert told["halted_hosts"] == {"frozen": 1, "paused": 2}
     assert (told["slots"], told["storm"], told["refused_writes"]) == ({"used": 3, "limit": 3}, True, 4)
 

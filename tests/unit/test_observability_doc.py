@@ -20,6 +20,7 @@ from workers.cli.menu import reliability
 from workers.domain.audit import Deferral, Event, EventKind
 from workers.domain.breaker import BreakerState
 from workers.domain.evidence import Evidence, Verdict
+from workers.domain.modes import Mode
 from workers.domain.vm import Reason, State
 from workers.ports import Ignorance, Work
 from workers.settings import KEYS, load, text_of, value_of
@@ -93,6 +94,7 @@ def test_the_values_of_labels_are_those_there_are() -> None:
             *(state for state in BreakerState if state is not BreakerState.CLOSED),
         ],
         "`kind` of a storm": ["host", "fleet"],
+        "`kind`, `mode` of a held place": ["fleet", "host", *Mode],
         "`kind` of a halted host": ["frozen", "paused"],
         "`kind` of a beat's message": ["check_vms", "detect_orphans", "reconcile"],
     }

@@ -28,7 +28,7 @@ P:events         stream  bounded           the audit, one JSON field `e`        
 P:host:<host>    string  lease             JSON of the worker that serves the host                 host_lease / beats
 P:hosts          zset    for ever          host -> last seen (ms)                                  host_lease / status
 P:strays:<host>  string  3 sweeps          JSON of VMMs nobody registered                          sweeps / status
-P:registry:<host> string 3 sweeps          JSON of what the manager's registry does not list, and its trouble  sweeps / status
+P:registry:<host> string 3 sweeps          JSON of what the registry does not list, its trouble    sweeps / status
 P:unreadable:<host> string 3 sweeps        JSON of records that cannot be read -> why              sweeps / status
 """
 

@@ -57,7 +57,10 @@ class HostAge:
 
 @dataclass(frozen=True, slots=True)
 class FleetSurvey:
-    """`breakers` counts those that are not closed by (kind of scope, state); `halted` hosts by why."""
+    """`breakers` counts those that are not closed by (kind of scope, state); `halted` hosts by why.
+
+    `held` counts the fleet and hosts on which people hold a mode, by (`fleet` or `host`, mode).
+    """
 
     now_ms: int
     states: Mapping[str, int]
@@ -68,6 +71,7 @@ class FleetSurvey:
     slots_limit: int
     storm: bool
     refused_writes: int
+    held: Mapping[tuple[str, str], int]
 
 
 class Surveys:
@@ -96,23 +100,29 @@ class Surveys:
     def fleet(self) -> FleetSurvey:
         """Hosts without VMs are left out when they were not seen for a day."""
         now_ms, seen = self._run(self._fleet, _DAY_MS)
-        breakers = {tuple(name.split(" ", 1)): int(number) for name, number in dict(seen["breakers"] or {}).items()}
         return FleetSurvey(
             now_ms,
             _states(seen),
-            {(kind, state): number for (kind, state), number in breakers.items()},
+            _pairs(seen["breakers"]),
             {kind: int(number) for kind, number in seen["halted"].items()},
             [HostAge(host, int(age_ms), int(vms)) for host, age_ms, vms in seen["hosts"] or ()],
             int(seen["slots_used"]),
             int(seen["slots_limit"]),
             bool(seen["storm"]),
             int(seen["refused_writes"]),
+            _pairs(seen["held"]),
         )
 
     def _run(self, survey: Any, *arguments: Any) -> tuple[int, dict[str, Any]]:
         with translated():
             now_ms, text = survey(args=[*self._common, *arguments])
         return int(now_ms), json.loads(text)
+
+
+def _pairs(counted: Any) -> dict[tuple[str, str], int]:
+    """Counts by two words; the server's JSON has an empty list for none."""
+    split = {name: name.partition(" ") for name in dict(counted or {})}
+    return {(first, second): int(counted[name]) for name, (first, _, second) in split.items()}
 
 
 def _states(seen: Mapping[str, Any]) -> dict[str, int]:

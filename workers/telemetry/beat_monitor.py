@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from workers.domain.errors import StoreUnavailable
+from workers.domain.modes import Mode
 from workers.ports import DueChecks
 from workers.settings import Settings
 from workers.store.survey import FleetSurvey
@@ -101,6 +102,7 @@ class BeatMonitor:
         series.gauge(m.FLEET_STORM, float(survey.storm))
         series.gauge(m.BREAKERS, _all_kinds(survey.breakers))
         series.gauge(m.HALTED_HOSTS, {(kind,): number for kind, number in survey.halted.items()})
+        series.gauge(m.HELD_PLACES, _all_modes(survey.held))
         series.gauge(m.HOST_AGE, {(each.host,): each.heartbeat_ms / 1000 for each in survey.hosts})
         series.gauge(m.HOST_VMS, {(each.host,): each.vms for each in survey.hosts})
         series.total(m.REFUSED_WRITES, (), survey.refused_writes)
@@ -118,8 +120,13 @@ class BeatMonitor:
             "storm": survey.storm,
             "breakers": {f"{kind} {state}": number for (kind, state), number in survey.breakers.items()},
             "halted_hosts": dict(survey.halted),
+            "held": {f"{kind} {mode}": number for (kind, mode), number in survey.held.items()},
             "refused_writes": survey.refused_writes,
         }
+
+
+def _all_modes(held: Mapping[tuple[str, str], int]) -> dict[tuple[str, ...], float]:
+    return {(kind, mode): held.get((kind, mode), 0) for kind in ("fleet", "host") for mode in Mode}
 
 
 def _all_kinds(breakers: Mapping[tuple[str, str], int]) -> dict[tuple[str, ...], float]:

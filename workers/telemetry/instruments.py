@@ -11,7 +11,7 @@ from enum import StrEnum
 VM = "unkey_metald_vm_"
 RELIABILITY = "unkey_metald_reliability_"
 
-HOST, DRIVER, REASON, OUTCOME, VERDICT, EVIDENCE, CAUSE, STATE, KIND, VERSION, VM_ID = (
+HOST, DRIVER, REASON, OUTCOME, VERDICT, EVIDENCE, CAUSE, STATE, KIND, VERSION, VM_ID, MODE = (
     "host",
     "driver",
     "reason",
@@ -23,6 +23,7 @@ HOST, DRIVER, REASON, OUTCOME, VERDICT, EVIDENCE, CAUSE, STATE, KIND, VERSION, V
     "kind",
     "version",
     "vm_id",
+    "mode",
 )
 
 # From 1 ms, which a watched death takes, to 10 min, the time for all attempts of an episode.
@@ -175,6 +176,9 @@ BREAKERS = _fleet(
     RELIABILITY + "breakers", "Circuit breakers that are not closed, by kind of scope and state.", KIND, STATE
 )
 HALTED_HOSTS = _fleet(RELIABILITY + "halted_hosts", "Hosts that recover nothing now: frozen data, or paused.", KIND)
+HELD_PLACES = _fleet(
+    RELIABILITY + "held_places", "Places on which people hold an operator mode: the fleet, or hosts.", KIND, MODE
+)
 HOST_AGE = _fleet(RELIABILITY + "host_heartbeat_age_seconds", "Time since a worker of this host was last seen.", HOST)
 HOST_VMS = _fleet(RELIABILITY + "host_vms", "VMs registered on this host.", HOST)
 BEAT_LAG = _fleet(RELIABILITY + "beat_lag_seconds", "How late the most overdue work was when this beat last claimed.")
@@ -197,6 +201,7 @@ OF_BEAT = (
     FLEET_STORM,
     BREAKERS,
     HALTED_HOSTS,
+    HELD_PLACES,
     HOST_AGE,
     HOST_VMS,
     BEAT_LAG,
