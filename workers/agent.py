@@ -71,10 +71,11 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._runtime: Any = None
+        self._hooks_api: Any = None
 
     def start(self, parent: Any) -> None:
         # Wired only where a worker really starts: the app is also imported by beat, Flower and the command line.
-        from workers.bootstrap_host import start_host_runtime  # noqa: PLC0415
+        from workers.bootstrap_host import hooks_api, start_host_runtime  # noqa: PLC0415
 
         settings = parent.app.conf.settings
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -85,6 +86,9 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         _watch_tasks(settings.visibility_timeout.total_seconds())
         self._longest_round_s = _longest_round_s(settings)
         self._runtime.monitor.start()
+        self._hooks_api = hooks_api(settings)
+        if self._hooks_api is not None:
+            self._hooks_api.start()
         self._take_host()
         self._runtime.watcher.start()
         self._runtime.active = True
@@ -159,6 +163,8 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         if self._runtime is None:
             return
         self._runtime.active = False
+        if self._hooks_api is not None:
+            self._hooks_api.stop()
         if self._thread is not None:
             self._leave(self._thread)
         self._runtime.monitor.stop()

@@ -12,6 +12,7 @@ from workers import queues
 from workers.agent import HostAgent, LoopPulse
 from workers.broker import CarefulTask, PromptAmqp, install_guard
 from workers.publishing import TracedCelery
+from workers.redis_url import verified
 from workers.settings import Settings, load
 from workers.telemetry.logging import bind_tasks, configure_logging
 from workers.telemetry.redaction import header_values, passwords_in
@@ -25,7 +26,7 @@ def make_app(settings: Settings) -> Celery:
     install_guard()
     app = TracedCelery(
         "workers",
-        broker=settings.broker.url.get_secret_value(),
+        broker=verified(settings.broker.url.get_secret_value()),
         include=_TASK_MODULES,
         amqp=PromptAmqp,
         task_cls=CarefulTask,
@@ -102,7 +103,8 @@ def _worker(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # half a recovery is worse than a fenced double
         "worker_enable_prefetch_count_reduction": False,
         "worker_enable_remote_control": True,
-        "worker_send_task_events": False,  # per task: recovery is shown in Flower, checks would drown it
+        # Of the tasks that say so (`send_events`): recovery is shown in Flower, checks would drown it.
+        "worker_send_task_events": True,
         "worker_disable_rate_limits": True,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,

@@ -19,6 +19,7 @@ from celery.apps.worker import Worker
 from celery.platforms import SecurityWarning
 
 from workers.app import SETTINGS, app, start_logging
+from workers.bootstrap import Fleet
 from workers.host.rundir import HostFiles
 from workers.settings import Flower, Settings, SettingsError
 
@@ -99,12 +100,20 @@ def run_flower(*, address: str | None = None, port: int | None = None) -> int:
     address, port = address or flower.address, port or flower.port
     _hand_over_password(flower)
     _check_access(address)
+    _add_fleet_pages()
     _log.info("flower starts", component="flower", url=f"http://{address}:{port}")
     try:
         app.start(["--quiet", "flower", *_flower_options(address, port)])
     except OSError as error:
         raise SettingsError([f"flower.port: cannot listen on {address}:{port}: {error.strerror}"]) from error
     return 0
+
+
+def _add_fleet_pages() -> None:
+    # Only here: Flower brings a web server along that no worker and no beat needs.
+    from workers.dashboard.serving import serve_fleet  # noqa: PLC0415 - see above
+
+    serve_fleet(Fleet(SETTINGS), app)
 
 
 def _hand_over_password(flower: Flower) -> None:

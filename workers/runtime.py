@@ -108,15 +108,21 @@ class HostRuntime:
         lease: HostLease,
         surveys: Surveys,
         monitor: WorkerMonitor,
+        replay_hooks: Callable[[], None],
+        trim_events: Callable[[], int] | None = None,
+        sync_registry: Callable[[], None] | None = None,
     ) -> None:
         self.host, self.lease, self.watcher, self.monitor = host, lease, watcher, monitor
         self._services, self._store, self._trouble, self._surveys = services, store, trouble, surveys
+        self._replay_hooks, self._trim_events = replay_hooks, trim_events
+        self._sync_registry = sync_registry
         self.active = False
         self._clock_is_off = False
 
     def tend(self) -> None:
         """At each heartbeat."""
         self._services.tending.tend()
+        self._replay_hooks()
         try:
             survey = self._surveys.host(self.host)
         except StoreUnavailable as error:
@@ -177,6 +183,11 @@ class HostRuntime:
         except OSError as error:
             # Who cannot see what runs here says nothing of it.
             _log.warning("no reconciliation: this host cannot be looked at", error=str(error))
+        if self._sync_registry is not None:
+            self._sync_registry()
+        if self._trim_events is not None:
+            # Any host does it for all of them.
+            _log.debug("old events dropped", number=self._trim_events())
 
     def rebuild(self, request_id: str | None) -> None:
         if self.active:

@@ -33,16 +33,21 @@ from workers.setting_types import (
     BasicAuth,
     BrokerUrl,
     CollectorUrl,
+    Devices,
     Environment,
     Exits,
     Folder,
+    GroupName,
     Interval,
     Lowered,
     Number,
     Prefix,
     Program,
+    ProviderName,
+    Retention,
     Roots,
     StoreUrl,
+    ThirdPartyDrivers,
     Timeout,
     Whole,
 )
@@ -161,6 +166,22 @@ class Beat(_Section):
 
 class Events(_Section):
     max_length: Annotated[Whole, Field(ge=100, le=100_000_000)] = 100_000
+    # 0s: only the length counts.
+    max_age: Retention = timedelta(0)
+
+
+class Hooks(_Section):
+    """What VM managers tell this host. `group`: who may do so beside the worker's own account."""
+
+    group: GroupName | None = None
+
+
+class Integration(_Section):
+    """The HTTP API for VM managers, on a Unix socket of the worker: `hooks.sock` in state_dir, where none is set."""
+
+    enabled: bool = True
+    socket: Folder | None = None
+    socket_group: GroupName | None = None
 
 
 class Log(_Section):
@@ -188,6 +209,19 @@ class Flower(_Section):
     address: Address = "127.0.0.1"
     port: Annotated[Whole, Field(ge=1, le=65535)] = 5555
     basic_auth: BasicAuth | None = None
+    names: tuple[Address, ...] = ()
+
+
+class Registry(_Section):
+    """Where the VM manager keeps its VMs, for reconciliation to compare with: a class, a folder, or both."""
+
+    provider: ProviderName | None = None
+    folder: Folder | None = None
+    # At most so often, in a reconciliation; and how long the list may take.
+    interval: Interval = timedelta(minutes=5)
+    timeout: Timeout = timedelta(seconds=10)
+    # Forget VMs that are gone from it (their VMMs run on), instead of only reporting them.
+    forget_missing: bool = False
 
 
 class FirecrackerDriver(_Section):
@@ -206,6 +240,8 @@ class QemuDriver(_Section):
 class Drivers(_Section):
     firecracker: FirecrackerDriver = FirecrackerDriver()
     qemu: QemuDriver = QemuDriver()
+    # Tables by the names of drivers that other packages bring; what may stand in one is up to the driver.
+    third_party: ThirdPartyDrivers = Field(default_factory=dict, repr=False)
 
 
 class Settings(_Section):
@@ -215,6 +251,8 @@ class Settings(_Section):
     state_dir: Folder
     enabled: bool = True
     image_roots: Roots = Field(default_factory=lambda so_far: (so_far["state_dir"] / "images",))
+    # Block devices that disks may be, beside files below image_roots. A * stays within one name.
+    image_devices: Devices = ()
     # A cgroup v2 folder that VMMs are moved to, so that a service manager which ends the worker's cgroup spares them.
     vm_cgroup: Folder | None = None
     profile: Literal["default", "fast"] = "default"
@@ -230,10 +268,17 @@ class Settings(_Section):
     worker: Worker = Worker()
     beat: Beat = Beat()
     events: Events = Events()
+    hooks: Hooks = Hooks()
+    integration: Integration = Integration()
     log: Log = Log()
     telemetry: Telemetry = Telemetry()
     flower: Flower = Flower()
     drivers: Drivers = Drivers()
+    registry: Registry = Registry()
+
+    @property
+    def hooks_socket(self) -> Path:
+        return self.integration.socket or self.state_dir / "hooks.sock"
 
     @property
     def attempt_deadline(self) -> timedelta:
@@ -344,7 +389,7 @@ KEYS = tuple(_keys(Settings))
 _SECRET_MAX = 64 * 1024  # bytes: so large is no password, but a wrong file
 _IN_FILES = ("redis.url", "broker.url", "flower.basic_auth")  # may stand in a file that the environment names
 _FILE_KEYS = {f"{key}_file": key for key in _IN_FILES}
-_SECRET_KEYS = (*_IN_FILES, *(key for key in KEYS if key.endswith(".environment")))
+_SECRET_KEYS = (*_IN_FILES, *(key for key in KEYS if key.endswith((".environment", ".third_party"))))
 
 
 class SettingsError(ValueError):

@@ -6,10 +6,7 @@ How specs are read from files is in `specfiles`; what is done with them is up to
 """
 
 import json
-import os
 import re
-import stat
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
     ValidationError,
     ValidationInfo,
@@ -46,13 +44,9 @@ _KERNEL_ARGS = re.compile(r"[ -~]{1,2048}")  # printable ASCII; 2048 is the kern
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 _LABELS_MAX, _LABEL_VALUE_MAX = 32, 256
 _PATH_MAX = 4096
-_NO_IMAGES_IN = frozenset({"dev", "proc", "sys"})
-_QCOW2_MAGIC = b"QFI\xfb"
-_QCOW2_HEADER = struct.Struct(">4sIQI52xQ")  # magic, version, backing file's offset and length, incompatible features
-_QCOW2_EXTERNAL_DATA = 0x4
-_QCOW2_NAME_MAX = 1023
-_QCOW2_LAYERS_MAX = 16  # deeper chains are a loop or a mistake
-_PROTOCOL = re.compile(r"[^/]*:")  # how QEMU tells `nbd:…` and `json:…` from a file name
+_NO_DISKS_IN = frozenset({"proc", "sys"})
+_DEVICES = "dev"
+_NO_IMAGE = "must be a file, and not one below /dev, /proc or /sys"
 _CID_MAX = 2**32 - 2  # the highest number means "any" to vsock
 
 
@@ -79,7 +73,15 @@ def matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
 
 
 def check_image_path(value: object) -> Path:
-    """Return the path if an image may have it. Whether it exists, and where links lead, `check_images` looks up."""
+    """Return the path if an image may have it. Whether it exists, and where links lead, `images` looks up."""
+    path = check_disk_path(value)
+    if path.parts[1] == _DEVICES:
+        raise ValueError(_NO_IMAGE)
+    return path
+
+
+def check_disk_path(value: object) -> Path:
+    """Return the path if a disk may have it: also one below /dev, which `images` holds to the allowed ones."""
     text = str(value) if isinstance(value, Path) else value
     if not isinstance(text, str) or not text.startswith("/"):
         raise ValueError("must be an absolute path")
@@ -89,8 +91,8 @@ def check_image_path(value: object) -> Path:
     path = Path("/" + text.lstrip("/"))
     if ".." in path.parts:
         raise ValueError('must not contain ".."')
-    if path.parts[1:2] == () or path.parts[1] in _NO_IMAGES_IN:
-        raise ValueError("must be a file, and not one below /dev, /proc or /sys")
+    if path.parts[1:2] == () or path.parts[1] in _NO_DISKS_IN:
+        raise ValueError(_NO_IMAGE)
     return path
 
 
@@ -106,6 +108,7 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
 VmId = Annotated[str, AfterValidator(check_vm_id)]
 HostId = VmId
 ImagePath = Annotated[Path, BeforeValidator(check_image_path)]
+DiskPath = Annotated[Path, BeforeValidator(check_disk_path)]
 DeviceId = Annotated[str, matching(_DEVICE_ID, "must be a letter and up to 31 more letters, digits or _")]
 TapName = Annotated[str, matching(_TAP, "must be an interface name of at most 15 letters, digits, ., _ or -")]
 MacAddress = Annotated[
@@ -117,29 +120,31 @@ ImageName = Annotated[str, matching(_IMAGE_NAME, "must be a digest or name of at
 KernelArgs = Annotated[str, matching(_KERNEL_ARGS, "must be one line of at most 2048 printable ASCII characters")]
 
 
-class _Part(BaseModel):
+class SpecPart(BaseModel):
+    """A part of a spec: a name that is not known is refused, and nothing can be changed."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Durability(_Part):
+class Durability(SpecPart):
     disks: Literal["persistent", "ephemeral"] = "persistent"
 
 
-class _Drive(_Part):
+class Drive(SpecPart):
     id: DeviceId
-    path: ImagePath
+    path: DiskPath
     read_only: StrictBool = False
 
 
-class FirecrackerDrive(_Drive):
+class FirecrackerDrive(Drive):
     root: StrictBool = False
 
 
-class QemuDrive(_Drive):
+class QemuDrive(Drive):
     format: Literal["raw", "qcow2"] = "raw"
 
 
-class NetworkInterface(_Part):
+class NetworkInterface(SpecPart):
     id: DeviceId
     tap: TapName
     mac: MacAddress | None = None
@@ -153,7 +158,7 @@ def _refuse_twice(what: str, values: Iterable[str]) -> None:
         seen.add(value)
 
 
-class _Spec(_Part):
+class _Spec(SpecPart):
     id: VmId
     host: HostId | None = None  # None: the host of the one who applies it
     desired: Literal["running", "stopped"] = "running"
@@ -165,12 +170,12 @@ class _Spec(_Part):
     memory_mib: Annotated[int, Field(strict=True, ge=16, le=1_048_576)] = 128
     kernel: ImagePath
     initrd: ImagePath | None = None
-    rootfs: ImagePath | None = None
+    rootfs: DiskPath | None = None
     kernel_args: KernelArgs | None = None
 
     @field_validator("drives", check_fields=False)
     @classmethod
-    def _drive_ids_differ(cls, drives: tuple[_Drive, ...], info: ValidationInfo) -> tuple[_Drive, ...]:
+    def _drive_ids_differ(cls, drives: tuple[Drive, ...], info: ValidationInfo) -> tuple[Drive, ...]:
         rootfs = [ROOTFS_DRIVE_ID] if info.data.get("rootfs") else []
         _refuse_twice("the id", [*rootfs, *(drive.id for drive in drives)])
         return drives
@@ -226,7 +231,18 @@ class QemuSpec(_Spec):
     network_interfaces: Annotated[tuple[NetworkInterface, ...], Field(max_length=8)] = ()
 
 
-VmSpec = Annotated[FirecrackerSpec | QemuSpec, Field(discriminator="driver")]
+class ThirdPartySpec(_Spec):
+    """What the spec of a driver of another package derives from, with `driver: Literal["<its name>"] = "<its name>"`.
+
+    Fields that name files of the host are of type ImagePath: then they are held to `image_roots` like ours.
+    """
+
+    driver: str
+    drives: Annotated[tuple[Drive, ...], Field(max_length=16)] = ()
+    network_interfaces: Annotated[tuple[NetworkInterface, ...], Field(max_length=8)] = ()
+
+
+VmSpec = Annotated[FirecrackerSpec | QemuSpec | ThirdPartySpec, PlainValidator(lambda value: as_spec(value))]  # noqa: PLW0108 - it comes below
 DRIVERS: dict[str, type[FirecrackerSpec | QemuSpec]] = {"firecracker": FirecrackerSpec, "qemu": QemuSpec}
 
 
@@ -242,13 +258,35 @@ def spec_from(value: object) -> VmSpec:
     """Build a spec from a mapping as YAML or JSON gives it; raises SpecError."""
     if not isinstance(value, dict):
         raise SpecError([Complaint((), "must be a mapping that describes one VM", value)])
-    driver: Any = value.get("driver")
-    if not isinstance(driver, str) or driver not in DRIVERS:
-        raise SpecError([Complaint(("driver",), f"must be {' or '.join(DRIVERS)}", driver)])
+    driver = value.get("driver")
+    spec_class = DRIVERS.get(driver) if isinstance(driver, str) else None
+    if spec_class is None:
+        return _third_party_spec(value)
     try:
-        return DRIVERS[driver].model_validate(value)
+        return spec_class.model_validate(value)
     except ValidationError as error:
-        raise SpecError(complaints_in(error, DRIVERS[driver])) from error
+        raise SpecError(complaints_in(error, spec_class)) from error
+
+
+def _third_party_spec(value: dict[str, Any]) -> ThirdPartySpec:
+    from workers.vmm.plugins import plugins  # noqa: PLC0415 - few have any, and looking for them takes time
+
+    driver, others = value.get("driver"), plugins().drivers
+    if not isinstance(driver, str) or driver not in others:
+        raise SpecError([Complaint(("driver",), f"must be {' or '.join([*DRIVERS, *others])}", driver)])
+    spec_class = others[driver].spec_class
+    try:
+        return spec_class.model_validate(value)
+    except ValidationError as error:
+        raise SpecError(complaints_in(error, spec_class)) from error
+    except Exception as error:
+        # A bug of another package is wrong with this spec alone, not with all that are read beside it.
+        raise SpecError([Complaint((), f"driver {driver} cannot read it: {error!r}")]) from error
+
+
+def as_spec(value: object) -> VmSpec:
+    """Return a spec that is one already, else build it; raises SpecError."""
+    return value if isinstance(value, FirecrackerSpec | QemuSpec | ThirdPartySpec) else spec_from(value)
 
 
 def parse_spec(text: str | bytes) -> VmSpec:
@@ -267,12 +305,22 @@ def dump_spec(spec: VmSpec) -> str:
 
 def image_paths(spec: VmSpec) -> Iterator[tuple[str, Path]]:
     """Give each image of a spec with the name of its field."""
-    for field in ("kernel", "initrd", "rootfs"):
-        path = getattr(spec, field)
-        if path is not None:
-            yield field, path
-    for index, drive in enumerate(spec.drives):
-        yield f"drives[{index}].path", drive.path
+    return _paths_in(spec, "")
+
+
+def _paths_in(value: object, place: str) -> Iterator[tuple[str, Path]]:
+    match value:
+        case Path():
+            yield place, value
+        case BaseModel():
+            for name, each in value:
+                yield from _paths_in(each, f"{place}.{name}" if place else name)
+        case tuple() | list():
+            for index, each in enumerate(value):
+                yield from _paths_in(each, f"{place}[{index}]")
+        case dict():
+            for key, each in value.items():
+                yield from _paths_in(each, f"{place}.{key}")
 
 
 def image_of(spec: VmSpec) -> str:
@@ -281,73 +329,3 @@ def image_of(spec: VmSpec) -> str:
         return spec.image
     roots = [drive.path for drive in spec.drives if getattr(drive, "root", False)]
     return str(next(path for path in (spec.rootfs, *roots, spec.initrd, spec.kernel) if path is not None))
-
-
-class ImageRefused(ValueError):
-    """An image that may not be used. `field` is its place in the spec."""
-
-    def __init__(self, field: str, path: Path, why: str) -> None:
-        super().__init__(f"{field}: {path} {why}")
-        self.field, self.path, self.why = field, path, why
-
-
-class ImageMissing(ImageRefused):
-    """There is no such file; all else about the path may be fine."""
-
-
-def check_images(spec: VmSpec, roots: Sequence[Path]) -> None:
-    """Raise ImageRefused unless every image is a regular file below one of the roots, links followed.
-
-    This looks at one moment: it holds only as long as nobody but the operator can write to the roots.
-    """
-    real_roots = [Path(os.path.realpath(root)) for root in roots]
-    for field, path in image_paths(spec):
-        _check_image(field, path, real_roots)
-    if isinstance(spec, QemuSpec):
-        for index, drive in enumerate(spec.drives):
-            if drive.format == "qcow2":
-                _check_layers(f"drives[{index}].path", drive.path, real_roots)
-
-
-def _check_image(field: str, path: Path, roots: Sequence[Path]) -> None:
-    try:
-        real = path.resolve(strict=True)
-        mode = real.stat().st_mode
-    except FileNotFoundError:
-        raise ImageMissing(field, path, "is missing: put the image there or correct the path") from None
-    except (OSError, RuntimeError, ValueError) as error:  # also links in a circle, a NUL in a backing file's name
-        raise ImageRefused(field, path, f"cannot be looked at: {getattr(error, 'strerror', error)}") from error
-    if not any(real.is_relative_to(root) for root in roots):
-        allowed = ", ".join(map(str, roots))
-        raise ImageRefused(field, path, f"is really {real}, outside of the allowed folders (image_roots: {allowed})")
-    if real.parts[1] in _NO_IMAGES_IN or not stat.S_ISREG(mode):
-        raise ImageRefused(field, path, "is not a regular file")
-
-
-def _check_layers(field: str, path: Path, roots: Sequence[Path]) -> None:
-    """Follow a qcow2 image to the images it is laid over: they would be read for the guest like any drive."""
-    for _ in range(_QCOW2_LAYERS_MAX):
-        name = _backing_file(field, path)
-        if name is None:
-            return
-        if _PROTOCOL.match(name):
-            raise ImageRefused(field, path, f"is laid over {name!r}, which is not a plain file")
-        path = path.parent / name
-        _check_image(field, path, roots)
-    raise ImageRefused(field, path, f"is laid over more than {_QCOW2_LAYERS_MAX} other images")
-
-
-def _backing_file(field: str, path: Path) -> str | None:
-    try:
-        with path.open("rb") as image:
-            header = image.read(_QCOW2_HEADER.size)
-            if len(header) < _QCOW2_HEADER.size or not header.startswith(_QCOW2_MAGIC):
-                return None  # raw, or nothing QEMU could open
-            _, version, offset, length, features = _QCOW2_HEADER.unpack(header)
-            image.seek(min(offset, os.fstat(image.fileno()).st_size))
-            name = os.fsdecode(image.read(min(length, _QCOW2_NAME_MAX)))
-    except OSError as error:
-        raise ImageRefused(field, path, f"cannot be read: {error.strerror}") from error
-    if version > 2 and features & _QCOW2_EXTERNAL_DATA:  # noqa: PLR2004 - version 2 has no feature bits
-        raise ImageRefused(field, path, "keeps its data in another file: convert it with qemu-img convert")
-    return name if offset else None

@@ -66,3 +66,24 @@ def test_the_benchmark_of_a_storm_brings_all_back_once(tmp_path: Path) -> None:
     assert "over the ideal at the cap" in text
     assert len(found["storm_ms"]) == 20
     assert (found["twice"], found["lost"], found["unhurt_recovered"]) == (0, 0, 0)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.full
+def test_the_benchmark_of_the_fleet_page_prints_its_table(tmp_path: Path) -> None:
+    arguments = ("--vms", "100", "--events", "200", "--seconds", "2", "--browsers", "2")
+    text, found = run("fleet_page.py", *arguments, tmp_path=tmp_path)
+
+    assert "100 VMs, 200 events" in text
+    assert found["overview, unchanged"]["status"] == 304
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.full
+def test_the_benchmark_of_hooks_prints_each_state_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    text, found = run("hooks.py", "--vms", "3", tmp_path=tmp_path)
+
+    assert len(found) == 5
+    for state, took in found.items():
+        assert state in text
+        assert {len(values) for values in took.values()} == {3}

@@ -105,7 +105,7 @@ def transport(site: Site) -> dict[str, Any]:
         ("worker_enable_prefetch_count_reduction", False, "a reconnection must not slow the worker down for good"),
         ("worker_enable_remote_control", True, "Flower and `celery inspect` have to reach it"),
         ("control_queue_expires", 60, "workers that are gone leave no queue behind"),
-        ("worker_send_task_events", False, "checks would drown Flower"),
+        ("worker_send_task_events", True, "recovery is shown in Flower; checks say for themselves that they are not"),
         ("worker_disable_rate_limits", True, "what limits recovery are slots, in the record"),
         ("worker_hijack_root_logger", False, "log lines are ours to shape"),
         ("enable_utc", True, "countdowns know no summer time"),

@@ -4,6 +4,7 @@ The worker recovers nothing by itself here (recovery.enabled = false), so that e
 """
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from workers.domain.audit import EventKind
 from workers.domain.vm import State, VmRecord
 from workers.embedded import free_port
 from workers.settings import load
+
+_NOTHING_TO_DO = "there is nothing to recover; --kill-healthy ends and starts it all the same"
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +170,7 @@ def test_a_lost_vm_is_recovered_on_request_and_told_about(site: Cluster, ask: As
     assert_shown(ask, after)
     assert_logged(ask, vm_id)
     again = ask("recover", vm_id)
-    assert (again.status, again.err) == (1, f"reliability: {vm_id} is healthy: there is nothing to recover\n")
+    assert (again.status, again.err) == (1, f"reliability: {vm_id} is healthy: {_NOTHING_TO_DO}\n")
 
 
 def assert_shown(ask: Ask, record: VmRecord) -> None:
@@ -235,6 +238,46 @@ def assert_acts_once(site: Cluster, vm_id: str, send: Callable[[dict[str, str]],
     assert site.record(vm_id).state is State.ORPHANED
     acted = [entry for entry in site.events(vm_id) if entry.event.request_id == request["request_id"]]
     assert [entry.event.kind for entry in acted].count(EventKind.ATTEMPT_STARTED) == 1
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("worker")
+def test_the_lost_vms_of_a_host_are_shown_recovered_and_followed_together(site: Cluster, ask: Ask) -> None:
+    with lost_vm(site, "h1") as one, lost_vm(site, "h2") as other:
+        asked = ("recover", "--host", site.host, "--reason", "the rack is back")
+        unasked = execute(site, *asked)
+        assert (unasked.status, unasked.err.count("\n")) == (2, 1)
+        assert re.search(rf"  {one.vm_id}\s+orphaned\s+process_dead", unasked.out)
+        assert "nobody can be asked here" in unasked.err
+
+        answer = execute(site, *asked, "--yes", "--wait")
+
+    assert answer.status == 0, answer.err
+    # Other tests may have left lost VMs on this host.
+    told = set(re.findall(r"^\S+ is healthy", answer.out, re.MULTILINE))
+    assert {f"{vm.vm_id} is healthy" for vm in (one, other)} <= told
+    assert re.search(r"^([0-9]+) of \1 VMs healthy\n\Z", answer.out, re.MULTILINE)
+    for before in (one, other):
+        site.wait_healthy(before.vm_id, after=before)
+    again = ask(*asked, "--yes")
+    assert (again.status, again.out.splitlines()[0].split()[0]) == (0, "0")
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("worker")
+def test_a_maintenance_refuses_a_plain_request_and_force_goes_before(site: Cluster, ask: Ask) -> None:
+    with lost_vm(site, "f1") as before:
+        assert ask("maintenance", before.vm_id, "--reason", "cabling", "--for", "1h").status == 0
+        refused = ask("recover", before.vm_id)
+        assert (refused.status, "is in maintenance: cabling" in refused.err) == (1, True)
+
+        forced = execute(site, "recover", before.vm_id, "--force", "--reason", "now", "--wait")
+
+    assert forced.status == 0, forced.err
+    well = site.wait_healthy(before.vm_id, after=before)
+    killed = execute(site, "recover", well.vm_id, "--kill-healthy", "--reason", "stuck guest", "--wait", "-o", "json")
+    assert (killed.status, killed.document["recovered"]) == (0, True)
+    site.wait_healthy(well.vm_id, after=well)
 
 
 @contextmanager

@@ -16,10 +16,12 @@ import pytest
 from tests.conftest import require
 from tests.support.hosts import TEST_HOST, LocalHost, holders, local_host, no_check
 from tests.support.processes import wait_until
-from workers.domain.errors import GuardBusy, Paused, StaleGeneration, StartFailed, StopFailed
+from workers.domain.errors import GuardBusy, Paused, StaleGeneration, StartFailed, StopFailed, Unwanted
 from workers.domain.vm import Incarnation
 from workers.host.identity import incarnation_of, read_stat
 from workers.host.pidfd import open_checked
+from workers.integration.entries import Entry, Kind
+from workers.integration.journal import Journal
 from workers.services.attempt import LeaseLost
 from workers.specs import spec_from
 
@@ -436,3 +438,18 @@ def test_a_start_outlasts_somebody_who_only_looks_at_the_lock(host: LocalHost) -
     finally:
         done.set()
         looker.join()
+
+
+def test_a_vm_whose_manager_told_of_its_end_is_not_started_though_redis_does_not_know(host: LocalHost) -> None:
+    journal = Journal(host.files.state_dir)
+    journal.prepare()
+
+    def told_meanwhile() -> None:
+        """Redis has just said that it is wanted."""
+        journal.add("vm-1", lambda number: Entry(number, Kind.STOPPED, "on_vm_stopped"))
+
+    with pytest.raises(Unwanted, match="on_vm_stopped"):
+        host.vmms.start(host.spec("vm-1"), 10, before_exec=told_meanwhile, while_waiting=no_check)
+    assert holders(host.files.locks) == []
+    journal.add("vm-1", lambda number: Entry(number, Kind.RUNNING, "on_vm_started"))
+    assert is_alive(host.start(generation=11))

@@ -104,8 +104,8 @@ class Cluster:
         flags += ["--include", include] if include else []
         return self._start(name, "worker", *flags, extra=extra, within=within, environ=environ)
 
-    def start_beat(self, name: str = "beat") -> RunningProcess:
-        return self._start(name, "beat", extra={})
+    def start_beat(self, name: str = "beat", **extra: str) -> RunningProcess:
+        return self._start(name, "beat", extra=extra)
 
     def start_successor(
         self,

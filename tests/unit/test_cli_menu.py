@@ -1,7 +1,10 @@
 """The command line before it does anything: its menu, its help, and how it refuses."""
 
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -9,14 +12,27 @@ from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as Gone
 
 from workers.cli import main
-from workers.cli.failures import Failure, explain, no_redis
-from workers.cli.menu import LazyGroup, reliability, state, vm
+from workers.cli.failures import (
+    INTERRUPTED,
+    NO_REDIS,
+    PIPE_CLOSED,
+    REFUSED,
+    STATUSES,
+    USAGE,
+    Failure,
+    explain,
+    no_redis,
+)
+from workers.cli.menu import LazyGroup, breaker, flag, host, reliability, state, vm
 from workers.domain.errors import StoreUnavailable, UnknownVm
 from workers.services.registry import ApplyRefused
 from workers.settings import SettingsError
 from workers.specfiles import SpecFileError
 
-ENTRIES = [(group, name) for group in (reliability, vm, state) for name in group.entries]
+DOC = Path(__file__).parents[2] / "docs" / "cli.md"
+OTHER_TAKES_OVER = 70
+GROUPS = (reliability, vm, host, breaker, flag, state)
+ENTRIES = [(group, name) for group in GROUPS for name in group.entries]
 
 
 def loaded(group: LazyGroup, name: str) -> click.Command:
@@ -45,6 +61,34 @@ def test_help_lists_every_command_and_the_exit_statuses(capsys: pytest.CaptureFi
     text = capsys.readouterr().out
     assert all(f"\n  {name} " in text for name in reliability.entries)
     assert "3 Redis does not answer" in " ".join(text.split())
+
+
+def test_every_exit_status_is_documented_and_no_other() -> None:
+    rows = re.findall(r"^\| ([0-9]+) \|", DOC.read_text(encoding="utf-8"), re.MULTILINE)
+
+    known = {0, REFUSED, USAGE, NO_REDIS, OTHER_TAKES_OVER, INTERRUPTED, PIPE_CLOSED}
+    assert {int(row) for row in rows} == known
+    assert all(f" {status} " in f" {STATUSES}" for status in known - {PIPE_CLOSED})
+
+
+def test_the_page_shows_no_command_or_option_that_does_not_exist() -> None:
+    lines = re.findall(r"(?:^|`)reliability ([^`#>\n]+)", DOC.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) > 25
+    for line in lines:
+        words = shlex.split(line.replace("$(", "").replace(")", ""))
+        command: click.Command = reliability
+        while isinstance(command, LazyGroup) and words and not words[0].startswith("-") and words[0] != "COMMAND":
+            command = loaded(command, words.pop(0))
+        options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
+        assert {word for word in words if re.fullmatch(r"--?[a-z]+", word)} - options - {"-since"} == set(), line
+
+
+@pytest.mark.parametrize(("group", "name"), ENTRIES, ids=[f"{group.name} {name}" for group, name in ENTRIES])
+def test_every_command_has_help(group: LazyGroup, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [name] if group is reliability else [str(group.name), name]
+
+    assert main([*arguments, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: reliability {' '.join(arguments)} ")
 
 
 def test_help_loads_nothing_that_takes_long() -> None:

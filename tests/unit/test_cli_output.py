@@ -7,8 +7,9 @@ import pytest
 from tests.support.builders import NOW_MS, a_vm, an_episode
 from workers.cli.documents import event_document, vm_document
 from workers.cli.events import event_line
+from workers.cli.listing import in_order
 from workers.cli.output import age, ago, clean, clean_lines, iso, show_json, show_table
-from workers.cli.vm import episode_in_short, in_order
+from workers.cli.vm import episode_in_short
 from workers.domain.audit import Event, EventKind
 from workers.domain.vm import Episode, EpisodeEnd, State
 from workers.ports import Stored
@@ -122,5 +123,5 @@ def test_an_event_is_one_line_without_its_vm_twice(entry: Entry, happening: str)
 
 def test_the_keys_of_an_event_are_a_promise() -> None:
     assert set(event_document(an_entry(EventKind.STRAY))) == keys(
-        "actor after at attempt before generation host id kind reason request_id vm_id why"
+        "actor after at attempt before cause generation host id kind reason request_id scope trace_id vm_id why"
     )

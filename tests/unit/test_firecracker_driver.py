@@ -137,9 +137,10 @@ def test_each_answer_to_a_probe_is_told_apart(status: int, body: object, expecte
     [
         (["firecracker", "--api-sock", "/run/a.sock", "--id", "vm-1"], Claim("vm-1", "/run/a.sock")),
         (["firecracker", "--id=vm-1", "--api-sock=a.sock"], Claim("vm-1", "a.sock")),
-        (["firecracker", "--id", "vm-1"], Claim("vm-1", None)),
-        (["firecracker"], None),
-        (["firecracker", "--id"], None),
+        (["firecracker", "--id", "vm-1"], Claim("vm-1", "/run/firecracker.socket")),
+        (["firecracker", "--id", "vm-1", "--no-api"], Claim("vm-1", None)),
+        (["firecracker", "--api-sock", "a.sock"], Claim("", "a.sock")),
+        (["firecracker", "--api-sock", "a.sock", "--id"], Claim("", "a.sock")),
     ],
 )
 def test_a_process_is_known_by_its_command_line(argv: list[str], expected: Claim | None) -> None:
@@ -151,11 +152,13 @@ def test_a_process_of_another_program_is_never_claimed() -> None:
 
 
 def test_a_binary_replaced_on_disk_is_still_known() -> None:
-    assert DRIVER.identify(["fc", "--id", "vm-1"], "/usr/bin/firecracker (deleted)") == Claim("vm-1", None)
+    claim = DRIVER.identify(["fc", "--id", "vm-1", "--no-api"], "/usr/bin/firecracker (deleted)")
+    assert claim == Claim("vm-1", None)
 
 
 def test_the_stand_in_is_known_by_its_script() -> None:
     standin = FirecrackerDriver("standin", {})
     words = list(program("standin").words)
-    assert standin.identify([*words, "--id", "vm-1"], "/usr/bin/python3.11") == Claim("vm-1", None)
+    argv = [*words, "--id", "vm-1", "--api-sock", "api.sock"]
+    assert standin.identify(argv, "/usr/bin/python3.11") == Claim("vm-1", "api.sock")
     assert standin.identify([words[0], "other.py", "--id", "vm-1"], "/usr/bin/python3.11") is None

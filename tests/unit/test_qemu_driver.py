@@ -103,8 +103,18 @@ def test_another_name_is_another_vm() -> None:
     [
         (["qemu-system-x86_64", *line()], Claim("vm-1", "api.sock")),
         (["q", "-name", "guest=vm-1,debug-threads=on"], Claim("vm-1", None)),
-        (["q", "-name"], None),
-        (["q", "-m", "128"], None),
+        (["q", "-name"], Claim("", None)),
+        (["q", "-m", "128"], Claim("", None)),
+        (["q", "-name", "vm-1", "-qmp", "unix:/run/vm-1.qmp,server=on,wait=off"], Claim("vm-1", "/run/vm-1.qmp")),
+        (
+            ["q", "-name", "vm-1", *["-chardev", "socket,id=m,path=/run/m", "-mon", "chardev=m,mode=control"]],
+            Claim("vm-1", "/run/m"),
+        ),
+        (
+            ["q", "-name", "vm-1", *["-chardev", "socket,id=m,path=/run/m", "-mon", "chardev=m,mode=readline"]],
+            Claim("vm-1", None),
+        ),
+        (["q", "--name", "vm-1", "-qmp", "unix:/run/other", *line()], Claim("vm-1", "api.sock")),
     ],
 )
 def test_a_process_is_known_by_its_command_line(argv: list[str], expected: Claim | None) -> None:

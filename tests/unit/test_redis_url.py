@@ -1,8 +1,10 @@
 """Addresses of Redis databases: secrets stay hidden, and two spellings of one database are recognised."""
 
+import re
+
 import pytest
 
-from workers.redis_url import BROKER_SCHEMES, STORE_SCHEMES, RedisUrl, checked, redacted, same_database
+from workers.redis_url import BROKER_SCHEMES, STORE_SCHEMES, RedisUrl, checked, redacted, same_database, verified
 
 
 @pytest.mark.parametrize(
@@ -93,3 +95,31 @@ def test_two_spellings_of_one_database_are_recognised(one: str, other: str) -> N
 )
 def test_different_databases_are_told_apart(one: str, other: str) -> None:
     assert not same_database(RedisUrl(one), RedisUrl(other))
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis://h/0?ssl_ca_certs=/etc/hostname", "must begin with rediss:// to have ssl_ca_certs"),
+        ("rediss://h/0?ssl_ca_cert=/etc/hostname", "has an unknown option ssl_ca_cert: there are ssl_ca_certs"),
+        ("rediss://h/0?ssl_cert_reqs=CERT_NONE", "must have ssl_cert_reqs=required or optional or none, not CERT_NONE"),
+        ("rediss://h/0?ssl_ca_certs=/no/such", "must name in ssl_ca_certs the absolute path"),
+        ("rediss://h/0?ssl_keyfile=redis.key", "must name in ssl_keyfile the absolute path"),
+    ],
+)
+def test_tls_options_that_would_check_nothing_or_end_in_an_exception_are_refused(url: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        checked(STORE_SCHEMES)(RedisUrl(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "demanded"),
+    [
+        ("redis://h/1", "redis://h/1"),
+        ("rediss://u:p%40@h/1", "rediss://u:p%40@h/1?ssl_cert_reqs=required"),
+        ("rediss://h/1?ssl_check_hostname=true", "rediss://h/1?ssl_check_hostname=true&ssl_cert_reqs=required"),
+        ("rediss://h/1?ssl_cert_reqs=none", "rediss://h/1?ssl_cert_reqs=none"),
+    ],
+)
+def test_a_broker_s_certificate_is_demanded_unless_told_otherwise(url: str, demanded: str) -> None:
+    assert verified(url) == demanded

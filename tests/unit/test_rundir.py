@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.builders import a_process, a_spec
-from workers.domain.errors import GuardBusy, Paused, StaleGeneration
+from workers.domain.errors import GuardBusy, Paused, StaleGeneration, Unwanted
 from workers.host.files import drop_half_written
 from workers.host.rundir import GENERATIONS_KEPT, HostFiles, Run
 from workers.ports import Kept
@@ -209,3 +209,44 @@ def test_what_a_dead_writer_left_half_written_is_dropped_and_nothing_else(tmp_pa
     drop_half_written(tmp_path)
 
     assert sorted(folder.iterdir()) == sorted([ours, other, folder / "exit.json"])
+
+
+def told(files: HostFiles, text: str) -> Path:
+    hooks = files.state_dir / "hooks"
+    hooks.mkdir(exist_ok=True)
+    path = hooks / f"{VM}.json"
+    path.write_text(text)
+    return path
+
+
+def test_a_vm_is_wanted_where_its_manager_has_not_told_otherwise(files: HostFiles) -> None:
+    files.check_wanted(VM)
+    told(files, '{"unwanted": null, "entries": []}')
+    files.check_wanted(VM)
+
+
+def test_a_vm_is_unwanted_while_its_manager_has_told_so(files: HostFiles) -> None:
+    path = told(files, '{"unwanted": "on_vm_stopped", "entries": []}')
+    with pytest.raises(Unwanted, match="vm-1: not started: its manager told on_vm_stopped"):
+        files.check_wanted(VM)
+    path.unlink()
+    files.check_wanted(VM)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "null"])
+def test_a_vm_is_not_started_where_nobody_can_read_what_was_told(files: HostFiles, damage: str) -> None:
+    told(files, damage)
+    with pytest.raises(Unwanted, match="cannot be read"):
+        files.check_wanted(VM)
+
+
+def test_a_link_or_a_pipe_in_its_place_is_neither_followed_nor_waited_for(files: HostFiles, tmp_path: Path) -> None:
+    path = told(files, "")
+    path.unlink()
+    path.symlink_to(tmp_path / "nothing")
+    with pytest.raises(Unwanted, match="symbolic links"):
+        files.check_wanted(VM)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(Unwanted, match="cannot be read"):
+        files.check_wanted(VM)

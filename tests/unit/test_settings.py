@@ -188,6 +188,11 @@ REFUSED = [
     ("IMAGE_ROOTS", "/", "image_roots: must not contain /: "),
     ("IMAGE_ROOTS", "//", "image_roots: must not contain /: "),
     ("IMAGE_ROOTS", "[]", "image_roots: must name at least one folder"),
+    ("IMAGE_DEVICES", "/dev/*", "image_devices[0]: must say which devices"),
+    ("IMAGE_DEVICES", "/dev/**/x", "image_devices[0]: must say which devices"),
+    ("IMAGE_DEVICES", "/srv/vm-1", "image_devices[0]: must be the path of block devices, such as /dev/vg0/vm-*"),
+    ("IMAGE_DEVICES", "/dev/vg0/../sda", "image_devices[0]: must be the path of block devices"),
+    ("IMAGE_DEVICES", '["/dev/vg0"', "image_devices: must be one path, or a list such as"),
     ("IMAGE_ROOTS", "[1", 'image_roots: must be folders separated by ":", or a list'),
     ("PROFILE", "slow", "profile: must be default or fast (got slow, "),
     ("LOG__LEVEL", "loud", "log.level: must be debug, info, warning, error or critical (got loud, "),
@@ -214,6 +219,7 @@ REFUSED = [
     ("STORM__AT_LEAST", "0", "storm.at_least: must be at least 1 (got 0, "),
     ("STRAYS__POLICY", "kill", "strays.policy: must be report, adopt or reap (got kill, "),
     ("STRAYS__REAPED_PER_HOUR", "0", "strays.reaped_per_hour: must be at least 1 (got 0, "),
+    ("HOOKS__GROUP", "me ta", "hooks.group: must be the name of a group of this host, such as metald (got "),
     ("DRIVERS__QEMU__EXITS", '{"152": "never"}', "drivers.qemu.exits: '152' must be like \"exit 152\""),
     ("DRIVERS__QEMU__EXITS", '{"exit 1": "retry"}', "drivers.qemu.exits.exit 1: must be restart, never or default"),
 ]
@@ -257,7 +263,7 @@ def test_a_value_of_the_wrong_kind_in_the_file_is_refused(tmp_path: Path, toml: 
         ),
         ("max_retries = 3", "max_retries: is unknown; did you mean recovery.max_retries? (from file "),
         ("[healthcheck]", "healthcheck: is unknown; did you mean health_check? (from file "),
-        ('recovery.interval = "1s"', "recovery.interval: is unknown; did you mean health_check.interval? (from file "),
+        ('recovery.interval = "1s"', "recovery.interval: is unknown; did you mean health_check.interval or registry.interval? (from "),
         ("enabeld = true", "enabeld: is unknown; did you mean enabled? (from file "),
         ("xyzzy = 1", "xyzzy: is unknown; known here: allow_data_loss, "),
         ("redis.xyzzy = 1", "redis.xyzzy: is unknown; "),
@@ -330,6 +336,13 @@ def test_environments_of_drivers_keep_their_case_and_are_merged(tmp_path: Path) 
 
     assert settings.drivers.qemu.environment == {"A": "1", "B": "2", "lower__C": "3"}
     assert settings.drivers.firecracker.environment == {"D": "4"}
+
+
+def test_image_devices_are_none_unless_named(tmp_path: Path) -> None:
+    assert loaded(tmp_path).settings.image_devices == ()
+    assert loaded(tmp_path, IMAGE_DEVICES="/dev/vg0/vm-*").settings.image_devices == ("/dev/vg0/vm-*",)
+    named = loaded(tmp_path, IMAGE_DEVICES='["/dev/vg0/a", "/dev/disk/by-path/pci-0000:00"]').settings.image_devices
+    assert named == ("/dev/vg0/a", "/dev/disk/by-path/pci-0000:00")
 
 
 @pytest.mark.parametrize("value", ["/a:/b/c", '["/a", "//b/c/"]'])

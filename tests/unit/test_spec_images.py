@@ -1,14 +1,18 @@
 """Images of a VM spec: only regular files below the allowed folders, links and qcow2 layers followed."""
 
 import os
+import shutil
+import stat
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from workers.specs import ImageMissing, ImageRefused, VmSpec, check_images, spec_from
+from workers.images import ImageMissing, ImageRefused, check_images
+from workers.specs import SpecError, VmSpec, spec_from
 
 
 def a_spec(**fields: Any) -> VmSpec:
@@ -142,7 +146,7 @@ def test_an_image_laid_over_others_below_the_roots_is_allowed(root: Path) -> Non
         ("gone.raw", "is missing"),
         ("nbd://host/x", "is not a plain file"),
         ('json:{"driver":"file"}', "is not a plain file"),
-        ("/dev/null", "outside of the allowed folders"),
+        ("/dev/null", "is no block device that is allowed"),
         ("a\0b", "cannot be looked at"),
         ("top.qcow2", "laid over more than 16 other images"),
     ],
@@ -185,3 +189,78 @@ def test_a_real_overlay_made_by_qemu_is_understood(root: Path, tmp_path: Path) -
 
     assert "outside of the allowed folders" in refusal(over(root / "top.qcow2", root / "vmlinux"), root).why
     check_images(over(root / "top.qcow2", root / "vmlinux"), [tmp_path])
+
+
+def a_device(path: Path, kind: int) -> bool:
+    """Make a device file; False where this user may not. Nothing opens it: there need be no such device."""
+    try:
+        os.mknod(path, kind | 0o600, os.makedev(7, 250))
+    except PermissionError:
+        return False
+    return True
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A block device below /dev, by the name that /dev gives it, and by one as LVM makes them."""
+    folder = Path("/dev") / f"test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("needs root: this user may make nothing in /dev")
+    try:
+        if not a_device(folder / "dm-1", stat.S_IFBLK) or not a_device(folder / "char", stat.S_IFCHR):
+            pytest.skip("needs root: this user may make no device")
+        (folder / "vm-1").symlink_to("dm-1")
+        (folder / "out").symlink_to("/etc/hostname")
+        (folder / "file").touch()
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def on_device(root: Path, path: Path) -> VmSpec:
+    return a_spec(kernel=root / "vmlinux", drives=[{"id": "a", "path": str(path)}])
+
+
+def test_a_block_device_is_allowed_by_its_name_or_by_what_the_name_leads_to(root: Path, disk: Path) -> None:
+    for pattern in (f"{disk}/vm-*", f"{disk}/dm-?", str(disk / "vm-1")):
+        check_images(on_device(root, disk / "vm-1"), [root], [f"{disk}/other", pattern])
+    check_images(a_spec(kernel=root / "vmlinux", rootfs=disk / "vm-1"), [root], [f"{disk}/vm-*"])
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns"),
+    [
+        ("vm-1", []),
+        ("vm-1", ["/dev/vm-*"]),
+        ("vm-1", ["/dev/*/other"]),
+        ("char", ["{disk}/*"]),
+        ("out", ["{disk}/*"]),
+        ("file", ["{disk}/*"]),
+    ],
+)
+def test_no_other_device_is_allowed(root: Path, disk: Path, name: str, patterns: list[str]) -> None:
+    wanted = [pattern.format(disk=disk) for pattern in patterns]
+
+    for roots in ([root], [root, Path("/dev")]):
+        with pytest.raises(ImageRefused, match="is no block device that is allowed"):
+            check_images(on_device(root, disk / name), roots, wanted)
+
+
+def test_a_link_below_the_roots_to_a_device_that_is_not_allowed_is_refused(root: Path, disk: Path) -> None:
+    (root / "link").symlink_to(disk / "vm-1")
+
+    assert "outside of the allowed folders" in refusal(on_device(root, root / "link"), root).why
+    check_images(on_device(root, root / "link"), [root], [f"{disk}/dm-1"])
+
+
+def test_a_star_stays_within_one_name(root: Path, disk: Path) -> None:
+    with pytest.raises(ImageRefused):
+        check_images(on_device(root, disk / "vm-1"), [root], ["/dev/test*"])
+
+
+@pytest.mark.parametrize("field", ["kernel", "initrd"])
+def test_only_disks_are_devices(field: str) -> None:
+    with pytest.raises(SpecError, match=f"{field}: must be a file, and not one below /dev"):
+        a_spec(**{"kernel": "/images/vmlinux", field: "/dev/vg0/vm-1"})

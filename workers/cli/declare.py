@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from workers.cli.arguments import vm_argument
 from workers.cli.messaging import celery_app
 from workers.cli.output import counted, output_option, say, show_json, show_names, show_table
-from workers.cli.session import Session, checked_id, session
+from workers.cli.session import Session, session
+from workers.images import ImageRefused, check_images
 from workers.services.registry import Applied
 from workers.settings import Settings
 from workers.specfiles import read_specs
-from workers.specs import ImageRefused, VmSpec, check_images
+from workers.specs import VmSpec
 
 if TYPE_CHECKING:
     from workers.messages import CeleryWakeups
@@ -86,7 +88,7 @@ def _warn_about_images(settings: Settings, specs: Sequence[VmSpec]) -> None:
     for spec in specs:
         if spec.host == settings.host:
             try:
-                check_images(spec, settings.image_roots)
+                check_images(spec, settings.image_roots, settings.image_devices)
             except ImageRefused as error:
                 wrong.append(f"warning: {spec.id}: {error}")
     say(*wrong[:_WARNED_ABOUT])
@@ -102,7 +104,7 @@ def _warn_about_hosts(here: Session, specs: Sequence[VmSpec]) -> None:
 
 
 @click.command()
-@click.argument("vm_id", metavar="VM", callback=checked_id)
+@vm_argument
 @output_option("table", "json", "name")
 def forget(vm_id: str, output: str) -> None:
     """Drop the record of a VM; its VMM runs on.

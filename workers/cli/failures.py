@@ -72,7 +72,7 @@ def _known(error: Exception) -> Failure | None:
 
 
 def _with_hint(error: click.ClickException) -> str:
-    text = one_line(error.format_message())
+    text = one_line(error.format_message()).rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{text} (see `{context.command_path} --help`)" if context else text
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from workers.cli.arguments import vm_argument
 from workers.cli.failures import Failure
 from workers.cli.output import clean, clean_lines, counted, output_option, say, show_json
-from workers.cli.session import Session, checked_id, session
+from workers.cli.session import Session, session
 from workers.domain.errors import StoreUnavailable, UnknownVm
 from workers.host.rundir import CONSOLE, VMM_LOG, Run
 
@@ -26,7 +27,7 @@ class _Logs:
 
 
 @click.command()
-@click.argument("vm_id", metavar="VM", callback=checked_id)
+@vm_argument
 @click.option("--previous", is_flag=True, help="The incarnation before the current one.")
 @click.option("--console", "only", flag_value=CONSOLE, help="Only the guest's console, as it is.")
 @click.option("--vmm", "only", flag_value=VMM_LOG, help="Only the VMM's own log, as it is.")

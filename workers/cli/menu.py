@@ -94,7 +94,7 @@ breaker = LazyGroup(
         "trip": Entry("breaker", "trip", "Open a breaker by hand: nothing of its scope is recovered."),
         "reset": Entry("breaker", "reset", "Close a breaker by hand."),
     },
-    help="Circuit breakers of images, drivers, hosts and the fleet.",
+    help="Circuit breakers: see, trip, reset.",
     context_settings=HELP_NAMES,
 )
 
@@ -105,7 +105,7 @@ flag = LazyGroup(
         "set": Entry("flag", "set_flag", "Switch a part on or off for the fleet, a host or a VM."),
         "clear": Entry("flag", "clear", "Take a switch back."),
     },
-    help="Switch health checks, orphan detection, recovery and stray reaping at run time.",
+    help="Switch single parts at run time.",
     context_settings=HELP_NAMES,
 )
 
@@ -155,6 +155,9 @@ reliability = LazyGroup(
         "flower": Entry("run", "flower", "Run the Flower dashboard.", _RUN),
         "simulate": Entry("simulate", "simulate", "Replay a scenario in the terminal.", _RUN),
         "demo": Entry("run", "demo", "Watch a small fleet being broken and mended, on this machine.", _RUN),
+        "completion": Entry(
+            "completion", "completion", "Print the script that lets a shell complete commands and names.", _RUN
+        ),
     },
     help="Keep microVMs alive: declare them, see how they are, bring them back.",
     epilog=_EPILOG,

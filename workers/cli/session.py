@@ -5,7 +5,7 @@ import pwd
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import click
@@ -18,6 +18,7 @@ from workers.domain.vm import Incarnation
 from workers.host.identity import look_at, read_vantage
 from workers.host.rundir import HostFiles
 from workers.ports import Snapshot, Stored
+from workers.services.operations import Operations
 from workers.settings import Settings, load
 from workers.specs import check_vm_id
 
@@ -46,6 +47,13 @@ class Session:
     @cached_property
     def files(self) -> HostFiles:
         return HostFiles(self.settings.state_dir)
+
+    @cached_property
+    def operations(self) -> Operations:
+        """What a person may ask for; only this sends messages."""
+        from workers.cli.messaging import send  # noqa: PLC0415 - what it needs takes long to load
+
+        return self.fleet.operations(partial(send, self.settings), actor=self.actor)
 
     @property
     def actor(self) -> str:
@@ -83,13 +91,14 @@ class Session:
         return look_at(process, read_vantage(self.settings.state_dir))
 
     def kill_switch(self) -> str | None:
-        """The path of the kill switch of this host if it is on."""
+        """The path of the kill switch of this host if it is on. Raises OSError where that cannot be seen."""
         try:
             self.files.check_kill_switch()
         except Paused as error:
-            return error.path
-        except FileNotFoundError:
-            return None  # no worker has run here yet
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            # Without a state folder no worker has run here yet.
+            return error.path if self.settings.state_dir.exists() else None
         return None
 
 

@@ -6,10 +6,26 @@ from typing import Any
 
 import click
 
-from workers.cli.documents import host_document, stray_documents, vm_document
-from workers.cli.output import age, clean, counted, iso, output_option, show_json, show_table, without_id
+from workers.cli.breaker import next_probe
+from workers.cli.documents import (
+    breaker_document,
+    halt_document,
+    hold_documents,
+    host_document,
+    registry_documents,
+    storm_document,
+    stray_documents,
+    switch_document,
+    vm_document,
+)
+from workers.cli.listing import in_order
+from workers.cli.output import age, ago, clean, counted, iso, output_option, show_json, show_table, without_id
 from workers.cli.session import Session, session
-from workers.cli.vm import episode_in_short, in_order
+from workers.cli.targets import all_holds, as_arguments, ends_in
+from workers.cli.vm import episode_in_short
+from workers.cli.watching import again_and_again, watch_option
+from workers.domain.modes import UNREADABLE, InForce, Modes, Switch
+from workers.domain.registry_diff import Notes
 from workers.domain.vm import State, VmRecord
 from workers.ports import Halt, Stored
 from workers.store.hosts import HostSeen
@@ -37,6 +53,8 @@ class _Fleet:
     storms: Sequence[StormSeen]
     unreadable: Mapping[str, str]
     counters: Mapping[str, int]
+    modes: Modes
+    registries: Mapping[str, Notes]
     this_host: str
     troubled: list[Stored] = field(default_factory=list)
     failed: list[Stored] = field(default_factory=list)
@@ -56,6 +74,14 @@ class _Fleet:
         return [each for each in self.troubled if not each.record.attempt_running]
 
     @property
+    def holds(self) -> list[InForce]:
+        return all_holds(self.modes, self.now_ms)
+
+    @property
+    def switches(self) -> list[tuple[str, Switch]]:
+        return [(scope, switch) for scope, found in sorted(self.modes.scopes.items()) for switch in found.switches]
+
+    @property
     def unserved(self) -> dict[str, int]:
         """Hosts with VMs and without a worker, with the number of their VMs."""
         live = {host.name for host in self.hosts if host.worker}
@@ -63,20 +89,26 @@ class _Fleet:
 
 
 @click.command()
+@watch_option
 @output_option("table", "json")
-def status(output: str) -> None:
+def status(watch: float | None, output: str) -> None:
     """Show the fleet on one screen, and what needs a person.
 
-    VMs by state, hosts with a live worker or silent, recoveries in flight, what keeps others back (open circuit
-    breakers, storm guard, halted hosts), stray VMMs, failed VMs with their reason, and the kill switch of this host: a
-    file PAUSE in its state folder stops every signal and spawn there.
+    VMs by state, hosts with a live worker or silent, recoveries in flight, what keeps others back (operator modes,
+    parts that are switched, open circuit breakers, storm guard, halted hosts), stray VMMs, failed VMs with their
+    reason, and the kill switch of this host: a file PAUSE in its state folder stops every signal and spawn there.
     """
     with session() as here:
-        fleet = _look(here)
+        again_and_again(watch, lambda: _show(here, output))
+
+
+def _show(here: Session, output: str) -> None:
+    fleet = _look(here)
     if output == "json":
         show_json(_document(fleet, here.settings.host))
         return
     _show_numbers(fleet)
+    _show_modes(fleet)
     _show_recoveries(fleet)
     _show_weather(fleet)
     _show_strays(fleet.strays)
@@ -103,6 +135,8 @@ def _look(here: Session) -> _Fleet:
         storms=here.fleet.weather.storms(names),
         unreadable=here.fleet.hosts.unreadable(names),
         counters=here.fleet.weather.counts(),
+        modes=here.fleet.modes.all_modes()[1],
+        registries=here.fleet.hosts.registries(names),
         this_host=here.settings.host,
     )
     fleet.troubled = [each for state in _IN_TROUBLE for each in _read(here, state, fleet)]
@@ -143,31 +177,15 @@ def _document(fleet: _Fleet, host: str) -> dict[str, Any]:
             "running": [vm_document(each) for each in fleet.running],
             "waiting": [vm_document(each) for each in fleet.waiting],
         },
-        "breakers": [
-            {
-                "scope": each.scope,
-                "state": each.state,
-                "next_probe": iso(each.next_probe_ms),
-                "waiting": each.waiting,
-            }
-            for each in fleet.breakers
-        ],
-        "storms": [
-            {
-                "place": each.place,
-                "kind": each.kind,
-                "since": iso(each.since_ms),
-                "came_back": each.came_back,
-                "waiting": each.waiting,
-            }
-            for each in fleet.storms
-        ],
-        "halted": [
-            {"host": host, "why": halt.why, "frozen": halt.frozen} for host, halt in sorted(fleet.halted.items())
-        ],
+        "modes": hold_documents(fleet.holds),
+        "switches": [switch_document(scope, switch) for scope, switch in fleet.switches],
+        "breakers": [breaker_document(each) for each in fleet.breakers],
+        "storms": [storm_document(each) for each in fleet.storms],
+        "halted": [halt_document(host, halt) for host, halt in sorted(fleet.halted.items())],
         "unreadable": dict(fleet.unreadable),
         "counters": dict(fleet.counters),
         "strays": fleet.strays,
+        "registries": registry_documents(fleet.registries),
         "failed": [vm_document(each) for each in fleet.failed],
         "kill_switch": {
             "on": None if fleet.pause_unknown else fleet.pause is not None,
@@ -199,6 +217,24 @@ def _host_cells(host: HostSeen, fleet: _Fleet) -> tuple[object, ...]:
     return "live", vms, seen, f"pid {worker.process.pid}, up {up}, version {worker.version}"
 
 
+def _show_modes(fleet: _Fleet) -> None:
+    """What people hold back, where anybody does."""
+    if fleet.holds:
+        click.echo(f"Modes: {counted(len(fleet.holds), 'hold')}")
+        rows = [
+            (each.scope, each.mode, ends_in(each, fleet.now_ms), each.hold.id, each.hold.actor, each.hold.why)
+            for each in fleet.holds
+        ]
+        _show_some(("SCOPE", "MODE", "ENDS", "ID", "WHO", "WHY"), rows)
+    if fleet.switches:
+        click.echo(f"Switched: {counted(len(fleet.switches), 'part')}")
+        switched = [
+            (each.flag, scope, "on" if each.on else "off", ago(each.since_ms, fleet.now_ms), each.actor, each.why)
+            for scope, each in fleet.switches
+        ]
+        _show_some(("FLAG", "SCOPE", "SET", "SINCE", "WHO", "WHY"), switched)
+
+
 def _show_recoveries(fleet: _Fleet) -> None:
     running, waiting = len(fleet.running), fleet.waiting_number
     click.echo(f"Recoveries: {running} in flight, {waiting} waiting" if running or waiting else "Recoveries: none")
@@ -222,13 +258,8 @@ def _show_weather(fleet: _Fleet) -> None:
         _show_some(("WHERE", "LOSSES", "FOR", "CAME BACK", "WAITING"), storms)
     if fleet.breakers:
         click.echo(f"Circuit breakers: {len(fleet.breakers)} not closed")
-        rows = [(each.scope, each.state, _next_probe(each, fleet.now_ms), each.waiting) for each in fleet.breakers]
+        rows = [(each.scope, each.state, next_probe(each, fleet.now_ms), each.waiting) for each in fleet.breakers]
         _show_some(("SCOPE", "STATE", "NEXT PROBE", "WAITING"), rows)
-
-
-def _next_probe(breaker: BreakerSeen, now_ms: int) -> str:
-    wait_ms = breaker.next_probe_ms - now_ms
-    return f"in {age(wait_ms)}" if wait_ms > 0 else "now"
 
 
 def _show_strays(strays: Sequence[Mapping[str, Any]]) -> None:
@@ -249,20 +280,43 @@ def _show_needs(fleet: _Fleet) -> None:
 def _needs(fleet: _Fleet) -> Iterable[tuple[Sequence[str], str]]:
     if fleet.pause:
         yield ["the kill switch of this host is on: nothing is recovered here"], f"rm {fleet.pause}"
-    for host, halt in sorted(fleet.halted.items()):
-        if halt.frozen:
-            yield [f"host {host} recovers nothing: {halt.why}"], "look at `reliability state show`"
-        elif host != fleet.this_host:
-            yield [f"host {host} recovers nothing: {halt.why}"], "remove that file on the host"
+    yield from _halts(fleet)
+    for held in (each for each in fleet.holds if each.hold.id == UNREADABLE):
+        yield [held.hold.why], f"`reliability resume {as_arguments(held.scope)} --all`"
     if fleet.unreadable:
         yield [_unreadable(fleet.unreadable)], "run a worker of the version that wrote them"
     if fleet.strays:
         named = counted(len(fleet.strays), "VMM")
         yield [f"no record names {named}, which run all the same"], "`reliability state rebuild`, or apply their specs"
+    for host, notes in sorted(fleet.registries.items()):
+        yield from _registry_needs(host, notes)
     if fleet.unserved:
         yield [_unserved(fleet.unserved)], "run `reliability worker` there"
     for each in fleet.failed:
         yield _failure(each.record, fleet.now_ms), f"mend it, then `reliability recover {each.record.vm_id}`"
+
+
+def _halts(fleet: _Fleet) -> Iterable[tuple[Sequence[str], str]]:
+    for host, halt in sorted(fleet.halted.items()):
+        if halt.frozen:
+            yield [f"host {host} recovers nothing: {halt.why}"], "look at `reliability state show`"
+        elif host != fleet.this_host:
+            yield [f"host {host} recovers nothing: {halt.why}"], "remove that file on the host"
+
+
+def _registry_needs(host: str, notes: Notes) -> Iterable[tuple[Sequence[str], str]]:
+    if notes.trouble:
+        yield [f"host {host} does not follow the registry: {notes.trouble}"], "mend the registry"
+    if notes.missing:
+        named = counted(len(notes.missing), "VM")
+        what = f"the registry lists {named} of host {host} no more: {_named(sorted(notes.missing))}"
+        yield [what], "`reliability forget VM`, or list it again"
+    if notes.problems:
+        yield [f"the registry of host {host}: {each}" for each in notes.problems], "correct the registry"
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
 
 
 def _unreadable(why_of: Mapping[str, str]) -> str:
@@ -272,10 +326,8 @@ def _unreadable(why_of: Mapping[str, str]) -> str:
 
 
 def _unserved(vms_of: Mapping[str, int]) -> str:
-    names = list(vms_of)
-    shown = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
-    hosts = "host" if len(names) == 1 else "hosts"
-    return f"no worker serves {hosts} {shown}: {counted(sum(vms_of.values()), 'VM')} unwatched"
+    hosts = "host" if len(vms_of) == 1 else "hosts"
+    return f"no worker serves {hosts} {_named(list(vms_of))}: {counted(sum(vms_of.values()), 'VM')} unwatched"
 
 
 def _failure(record: VmRecord, now_ms: int) -> Sequence[str]:

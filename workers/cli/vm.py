@@ -1,15 +1,17 @@
 """`vm list` and `vm show`: records, as people and programs want to see them. Nothing is changed."""
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from workers.cli.documents import vm_document
+from workers.cli.arguments import choice_option, host_option, vm_argument
+from workers.cli.documents import hold_documents, vm_document
+from workers.cli.listing import Column, Order, in_order, show_list, sort_option, sorted_by
 from workers.cli.output import (
     age,
     ago,
@@ -20,44 +22,155 @@ from workers.cli.output import (
     show_facts,
     show_json,
     show_names,
-    show_table,
     without_id,
 )
-from workers.cli.session import Session, checked_id, session
-from workers.domain.vm import Episode, EpisodeEnd, State, VmRecord
+from workers.cli.session import Session, session
+from workers.cli.targets import until
+from workers.cli.watching import again_and_again, watch_option
+from workers.domain.modes import InForce, Mode, scopes_of
+from workers.domain.vm import Episode, EpisodeEnd, Reason, State, VmRecord
 from workers.ports import Stored
 from workers.specs import VmSpec, dump_spec
 
-_DIGITS = re.compile(r"([0-9]+)")
+_NO_MODE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A VM as a list has it; without `stored`, its record cannot be read and its state is unknown."""
+
+    vm_id: str
+    now_ms: int
+    stored: Stored | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    held: InForce | None = None
+
+    @property
+    def record(self) -> VmRecord | None:
+        return self.stored.record if self.stored else None
+
+
+def _of_record(read: Callable[[VmRecord], object]) -> Callable[[_Row], object]:
+    return lambda row: read(row.record) if row.record else None
+
+
+def _state(row: _Row) -> State:
+    return row.record.state if row.record else State.UNKNOWN
+
+
+def _since(row: _Row) -> str | None:
+    return age(row.now_ms - row.record.since_ms) if row.record and row.record.since_ms else None
+
+
+def _episode(row: _Row) -> str | None:
+    return episode_in_short(row.record, row.now_ms) if row.record else None
+
+
+_COLUMNS: Sequence[Column[_Row]] = (
+    Column("VM", lambda row: row.vm_id),
+    Column("HOST", _of_record(lambda record: record.host)),
+    Column("DRIVER", _of_record(lambda record: record.driver), wide=True),
+    Column("STATE", _state),
+    Column("SINCE", _since, key=_of_record(lambda record: record.since_ms or None)),
+    Column(
+        "CHECKED",
+        lambda row: ago(row.stored.checked_ms, row.now_ms) if row.stored else None,
+        key=lambda row: row.stored.checked_ms if row.stored else None,
+    ),
+    Column("MODE", lambda row: row.held.mode if row.held else None),
+    Column("DESIRED", _of_record(lambda record: record.desired), wide=True),
+    Column("PID", _of_record(lambda record: record.process.pid if record.process else None), wide=True),
+    Column("GENERATION", _of_record(lambda record: record.generation or None), wide=True),
+    Column("PRIORITY", _of_record(lambda record: record.priority), wide=True),
+    Column("EPISODE", _episode),
+    Column("LABELS", lambda row: ",".join(f"{key}={value}" for key, value in sorted(row.labels.items())), wide=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    """What a list is to hold; an empty field asks for nothing."""
+
+    states: Sequence[str] = ()
+    host: str | None = None
+    labels: Sequence[tuple[str, str]] = ()
+    reasons: Sequence[str] = ()
+    modes: Sequence[str] = ()
+
+    @property
+    def reads_records(self) -> bool:
+        return bool(self.labels or self.reasons or self.modes)
+
+    def takes(self, row: _Row) -> bool:
+        return (
+            all(row.labels.get(key) == value for key, value in self.labels)
+            and (not self.reasons or (row.record is not None and _reason_of(row.record) in self.reasons))
+            and (not self.modes or (row.held.mode if row.held else _NO_MODE) in self.modes)
+        )
+
+
+def _reason_of(record: VmRecord) -> Reason | None:
+    """Why it is not well: of its open or failed episode, else what speaks against it."""
+    episode = record.episode
+    if episode is not None and (episode.is_open or episode.end is EpisodeEnd.FAILED):
+        return episode.reason
+    return record.doubt
 
 
 @click.command("list")
-@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only VMs in this state.")
-@click.option("--host", callback=checked_id, metavar="HOST", help="Only VMs of this host.")
+@choice_option("--state", "states", State, "Only VMs in this state")
+@host_option("Only VMs of this host.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only VMs with this label; may be repeated.")
+@choice_option("--reason", "reasons", Reason, "Only VMs that are not well for this reason")
+@choice_option("--mode", "modes", [*Mode, _NO_MODE], "Only VMs in this mode")
+@sort_option(_COLUMNS)
+@watch_option
 @output_option("table", "wide", "json", "name")
-def list_vms(state: str | None, host: str | None, labels: Sequence[str], output: str) -> None:
+def list_vms(sort: Order | None, watch: float | None, output: str, **wanted: Any) -> None:
     """List VMs, all of them or by state, host and labels."""
-    wanted = [_label(text) for text in labels]
+    only = _Filter(**wanted | {"labels": [_label(text) for text in wanted["labels"]]})
     with session() as here:
-        ids = in_order(here.fleet.store.ids(host=host, state=State(state) if state else None))
-        if output == "name" and not wanted:
-            show_names(ids)
-            return
-        found: list[tuple[Stored, Mapping[str, str]]] = []
-        unreadable: dict[str, str] = {}
-        now_ms = 0
-        for snapshot in here.snapshots(ids):
-            now_ms = now_ms or snapshot.now_ms
-            unreadable |= snapshot.unreadable
-            needed = list(snapshot.found) if wanted or output in ("wide", "json") else []
-            specs = here.fleet.store.specs(needed)
-            found += [(stored, _labels_of(specs, vm_id)) for vm_id, stored in snapshot.found.items()]
-    if state not in (None, State.UNKNOWN):
+        again_and_again(watch, lambda: _list(here, only, sort, output))
+
+
+def _list(here: Session, wanted: _Filter, sort: Order | None, output: str) -> None:
+    ids = _ids(here, wanted)
+    if output == "name" and not wanted.reads_records and sort is None:
+        show_names(ids)
+        return
+    now_ms, operator_modes = here.fleet.modes.all_modes()
+    rows: list[_Row] = []
+    unreadable: dict[str, str] = {}
+    with_labels = bool(wanted.labels) or output in ("wide", "json")
+    for snapshot in here.snapshots(ids):
+        unreadable |= snapshot.unreadable
+        specs = here.fleet.store.specs(list(snapshot.found)) if with_labels else {}
+        for vm_id, stored in snapshot.found.items():
+            held = operator_modes.in_force(stored.record, now_ms)
+            rows.append(_Row(vm_id, now_ms, stored, _labels_of(specs, vm_id), held))
+    if wanted.states and State.UNKNOWN not in wanted.states:
         unreadable = {}
-    matching = [(stored, has) for stored, has in found if all(has.get(key) == value for key, value in wanted)]
     say(*(f"warning: {vm_id}: record cannot be read: {why}" for vm_id, why in unreadable.items()))
-    _show_list(matching, unreadable, now_ms, output)
+    rows += [] if wanted.reads_records else [_Row(vm_id, now_ms) for vm_id in unreadable]
+    found = sorted_by((row for row in rows if wanted.takes(row)), _COLUMNS, sort)
+    if output == "json":
+        show_json({"at": iso(now_ms), "vms": [_listed(row) for row in found if row.stored], "unreadable": unreadable})
+    else:
+        show_list(found, _COLUMNS, output, nothing="no VMs")
+
+
+def _ids(here: Session, wanted: _Filter) -> list[str]:
+    store, states = here.fleet.store, [State(state) for state in dict.fromkeys(wanted.states)]
+    if not states:
+        return in_order(store.ids(host=wanted.host))
+    return in_order({vm_id for state in states for vm_id in store.ids(host=wanted.host, state=state)})
+
+
+def _listed(row: _Row) -> dict[str, Any]:
+    assert row.stored is not None  # noqa: S101 - the others are told apart
+    held = [row.held] if row.held else []
+    mode = hold_documents(held)[0] if held else None
+    return vm_document(row.stored) | {"labels": row.labels, "mode": mode}
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -70,53 +183,6 @@ def _label(text: str) -> tuple[str, str]:
 def _labels_of(specs: Mapping[str, VmSpec], vm_id: str) -> Mapping[str, str]:
     spec = specs.get(vm_id)
     return spec.labels if spec else {}
-
-
-def in_order(ids: Iterable[str]) -> list[str]:
-    """vm-2 comes before vm-10."""
-    return sorted(ids, key=lambda vm_id: [int(part) if part.isdigit() else part for part in _DIGITS.split(vm_id)])
-
-
-def _show_list(
-    found: Sequence[tuple[Stored, Mapping[str, str]]], unreadable: Mapping[str, str], now_ms: int, output: str
-) -> None:
-    match output:
-        case "json":
-            vms = [vm_document(stored) | {"labels": has} for stored, has in found]
-            show_json({"at": iso(now_ms), "vms": vms, "unreadable": unreadable})
-        case "name":
-            show_names([stored.record.vm_id for stored, _ in found])
-        case "wide":
-            headers = [*_HEADERS, "DESIRED", "PID", "GENERATION", "PRIORITY", "LABELS"]
-            rows = [(*_row(stored, now_ms), *_more(stored, has)) for stored, has in found]
-            show_table(headers, [*rows, *_unreadable_rows(unreadable, len(headers))])
-        case _ if found or unreadable:
-            rows = [_row(stored, now_ms) for stored, _ in found]
-            show_table(_HEADERS, [*rows, *_unreadable_rows(unreadable, len(_HEADERS))])
-        case _:
-            say("no VMs")
-
-
-def _unreadable_rows(unreadable: Iterable[str], width: int) -> list[tuple[object, ...]]:
-    """A record that cannot be read is left untouched, and its VM unknown."""
-    return [(vm_id, None, None, str(State.UNKNOWN), *[None] * (width - 4)) for vm_id in unreadable]
-
-
-_HEADERS = ("VM", "HOST", "DRIVER", "STATE", "SINCE", "CHECKED", "EPISODE")
-
-
-def _row(stored: Stored, now_ms: int) -> tuple[object, ...]:
-    record = stored.record
-    since = age(now_ms - record.since_ms) if record.since_ms else None
-    checked = ago(stored.checked_ms, now_ms)
-    return record.vm_id, record.host, record.driver, record.state, since, checked, episode_in_short(record, now_ms)
-
-
-def _more(stored: Stored, labels: Mapping[str, str]) -> tuple[object, ...]:
-    record = stored.record
-    pid = record.process.pid if record.process else None
-    shown = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
-    return record.desired, pid, record.generation or None, record.priority, shown
 
 
 def episode_in_short(record: VmRecord, now_ms: int) -> str:
@@ -134,7 +200,7 @@ def episode_in_short(record: VmRecord, now_ms: int) -> str:
 
 
 @click.command()
-@click.argument("vm_id", metavar="VM", callback=checked_id)
+@vm_argument
 @output_option("table", "json")
 def show(vm_id: str, output: str) -> None:
     """Show all that is known about a VM.
@@ -145,16 +211,28 @@ def show(vm_id: str, output: str) -> None:
         stored, now_ms = here.stored(vm_id)
         spec: dict[str, Any] = json.loads(dump_spec(here.fleet.store.spec(vm_id)))
         place = _Place(here, stored.record)
+        holds = _holds(here, stored.record)
     if output == "json":
-        more = {"spec": spec, "run_folder": place.folder and str(place.folder), "process_alive": place.process_alive}
+        folder, modes = place.folder and str(place.folder), hold_documents(holds)
+        more = {"spec": spec, "run_folder": folder, "process_alive": place.process_alive, "modes": modes}
         show_json({"at": iso(now_ms), "vm": vm_document(stored) | more})
         return
     record = stored.record
     click.echo(f"{vm_id} is {record.state} {_for(record.since_ms, now_ms)}on host {record.host} ({record.driver})")
-    show_facts(_facts(stored, place, now_ms), indent=2)
+    show_facts([*_facts(stored, place, now_ms), *_mode_facts(holds, now_ms)], indent=2)
     click.echo("  spec")
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, default_flow_style=False)
     click.echo("\n".join(f"    {line}" for line in text.splitlines()))
+
+
+def _holds(here: Session, record: VmRecord) -> list[InForce]:
+    now_ms, modes = here.fleet.modes.modes(scopes_of(record.vm_id, record.host))
+    return modes.holds_on(record.vm_id, record.host, now_ms)
+
+
+def _mode_facts(holds: Sequence[InForce], now_ms: int) -> Iterable[tuple[str, object]]:
+    for each in holds:
+        yield "mode", f"{each.words} ({each.hold.actor}), {until(each, now_ms)}"
 
 
 def _for(since_ms: int, now_ms: int) -> str:

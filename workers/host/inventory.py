@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from workers.domain.vm import Vantage
+from workers.domain.vm import Incarnation, Vantage
 from workers.host.identity import age_s, incarnation_of
 from workers.host.rundir import SOCKET_NAME, HostFiles
 from workers.ports import Running
@@ -14,6 +16,23 @@ from workers.vmm.driver import Claim, Driver
 # Set in the environment of every VMM we start. Two hosts by name may share a machine (a demo, a test, a second fleet):
 # the VMMs of the other one are neither ours to adopt nor strays.
 HOST_VARIABLE = "METALD_RELIABILITY_HOST"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A process that is a VMM: it holds the lock `guarded_id`, or runs the program of `driver` and makes this claim."""
+
+    process: Incarnation
+    driver: str
+    claim: Claim | None
+    guarded_id: str | None
+    argv: Sequence[str]
+    cwd: str
+
+    @property
+    def vm_id(self) -> str:
+        """Whom it says it is, in words that may be no id at all."""
+        return self.guarded_id or (self.claim.vm_id if self.claim else "")
 
 
 class Inventory:
@@ -32,31 +51,53 @@ class Inventory:
         """Whether this process is, by its lock or its own words, a VMM of this VM."""
         return any(running.vm_id == vm_id for running in self._look(pid))
 
+    def sightings(self) -> list[Sighting]:
+        """Every live process that is a VMM by its lock or its program, whoever started it."""
+        return [seen for pid in _pids() if (seen := self._see(pid))]
+
+    def unseen(self) -> list[int]:
+        """Processes that call themselves a VMM, and that we may not look into."""
+        return [pid for pid in _pids() if self._is_hidden_vmm(pid)]
+
     def _look(self, pid: int) -> Iterator[Running]:
+        seen = self._see(pid)
+        if seen is None or not is_vm_id(seen.vm_id) or self.is_of_another_host(pid):
+            return
+        claim = seen.claim
+        yield Running(
+            seen.vm_id,
+            seen.driver,
+            seen.process,
+            os.path.join(seen.cwd, claim.socket or SOCKET_NAME) if claim else None,
+            guarded=seen.guarded_id is not None,
+            generation=_generation(seen.cwd),
+            age_s=age_s(seen.process),
+        )
+
+    def _see(self, pid: int) -> Sighting | None:
         try:
             guarded = self._guarded_id(pid)
             exe = os.readlink(f"/proc/{pid}/exe")
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            argv = _argv(pid)
             cwd = os.readlink(f"/proc/{pid}/cwd")
         except OSError:
-            return  # it ended meanwhile, is a kernel thread, or is not ours to look into
+            return None  # it ended meanwhile, is a kernel thread, or is not ours to look into
         driver, claim = self._claim(argv, exe)
-        vm_id = guarded or (claim.vm_id if claim else None)
-        if vm_id is None or self._is_of_another_host(pid):
-            return
+        if guarded is None and claim is None:
+            return None
         process = incarnation_of(pid, self._vantage)
-        if process is None or not is_vm_id(vm_id):
-            return
-        socket = os.path.join(cwd, claim.socket or SOCKET_NAME) if claim else None
-        yield Running(
-            vm_id,
-            driver,
-            process,
-            socket,
-            guarded=guarded is not None,
-            generation=_generation(cwd),
-            age_s=age_s(process),
-        )
+        return Sighting(process, driver, claim, guarded, tuple(argv), cwd) if process else None
+
+    def _is_hidden_vmm(self, pid: int) -> bool:
+        try:
+            os.readlink(f"/proc/{pid}/exe")
+        except PermissionError:
+            with suppress(OSError):
+                argv = _argv(pid)
+                return self._claim(argv, argv[0])[1] is not None
+        except OSError:
+            pass
+        return False
 
     def _guarded_id(self, pid: int) -> str | None:
         """The VM whose lock file is the stdin of this process."""
@@ -64,7 +105,7 @@ class Inventory:
         folder, _, name = stdin.rpartition("/")
         return name.removesuffix(".lock") if folder == str(self._files.locks) and name.endswith(".lock") else None
 
-    def _is_of_another_host(self, pid: int) -> bool:
+    def is_of_another_host(self, pid: int) -> bool:
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:
@@ -77,6 +118,10 @@ class Inventory:
             if claim := driver.identify(argv, exe):
                 return name, claim
         return "", None
+
+
+def _argv(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 def _pids() -> Iterator[int]:

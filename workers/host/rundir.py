@@ -5,11 +5,13 @@
 <state_dir>/runs/<vm>/current          link to the last generation that was begun
 <state_dir>/runs/<vm>/stopped.json     it was brought down on purpose; gone with the next start
 <state_dir>/runs/<vm>/forgotten.json   its record was forgotten; gone with the next start
+<state_dir>/hooks/<vm>.json            what its manager told and Redis has not taken yet (integration/journal.py)
 <state_dir>/epoch.json                 what this host remembers of the data in Redis (host/memory.py)
 <state_dir>/PAUSE                      the kill switch
 """
 
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -20,7 +22,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from workers.domain.errors import GuardBusy, Paused
+from workers.domain.errors import GuardBusy, Paused, Unwanted
 from workers.domain.evidence import Sockets
 from workers.domain.guard import check_generation
 from workers.domain.vm import Incarnation
@@ -29,6 +31,7 @@ from workers.ports import Kept
 from workers.specs import VmSpec, check_vm_id, is_vm_id, parse_spec
 
 SOCKET_NAME = "api.sock"
+HOOKS = "hooks"
 _CURRENT = "current"
 _SERVED, _STOPPED, _FORGOTTEN = "served", "stopped.json", "forgotten.json"
 CONSOLE = "console.log"
@@ -102,6 +105,7 @@ class HostFiles:
         self.state_dir = state_dir
         self.locks = state_dir / "locks"
         self.runs_dir = state_dir / "runs"
+        self._hooks = state_dir / HOOKS
         self._pause = state_dir / "PAUSE"
 
     def prepare(self) -> None:
@@ -119,6 +123,24 @@ class HostFiles:
         except OSError as error:
             raise Paused(f"{self._pause}: {error.strerror}") from error
         raise Paused(str(self._pause))
+
+    def check_wanted(self, vm_id: str) -> None:
+        """Raises Unwanted where the VM's manager told this host that it shall not run: Redis may not know yet.
+
+        To be called under the lock. A file that cannot be read may say so too: nothing is started on it.
+        """
+        path = self._hooks / f"{check_vm_id(vm_id)}.json"
+        try:
+            # Others may write in that folder: no link is followed, and no pipe is waited for.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise Unwanted(vm_id, f"{path}: {error.strerror}") from error
+        with os.fdopen(fd, "rb") as file:
+            hook = _unwanted_in(file.read())
+        if hook is not None:
+            raise Unwanted(vm_id, f"{hook} ({path})")
 
     def lock_path(self, vm_id: str) -> Path:
         return self.locks / f"{check_vm_id(vm_id)}.lock"
@@ -237,6 +259,14 @@ class HostFiles:
             path = run.path / name if run else Path()
             if path.exists() and path.stat().st_size > limit_bytes:
                 _keep_tail(path)
+
+
+def _unwanted_in(text: bytes) -> str | None:
+    try:
+        hook = json.loads(text)["unwanted"]
+    except (ValueError, KeyError, TypeError):
+        return "what its manager told cannot be read"
+    return None if hook is None else f"its manager told {hook}"
 
 
 def _take(fd: int, deadline: float) -> bool:

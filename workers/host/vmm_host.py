@@ -17,8 +17,9 @@ from workers.host.identity import look_at, read_stat
 from workers.host.inventory import HOST_VARIABLE, Inventory
 from workers.host.pidfd import exit_cause, pidfd_of, terminate, wait_end
 from workers.host.rundir import CONSOLE, VMM_LOG, HostFiles, Run
+from workers.images import check_images
 from workers.ports import Kept, Renew, Running
-from workers.specs import VmSpec, check_images, dump_spec
+from workers.specs import VmSpec, dump_spec
 from workers.vmm.driver import Driver, Launch
 
 _log = structlog.get_logger(component="host")
@@ -41,6 +42,7 @@ class LocalVmmHost:
         image_roots: Sequence[Path],
         stop_grace_s: float,
         start_timeout_s: float,
+        image_devices: Sequence[str] = (),
         cgroup: Path | None = None,
         tidy_grace_s: float = 86_400.0,
         known_pids: Callable[[str], Collection[int]] = lambda _vm_id: (),
@@ -48,7 +50,7 @@ class LocalVmmHost:
         self._files, self._drivers, self._vantage = files, drivers, vantage
         self._inventory = Inventory(files, drivers, vantage, host_name=host_name)
         self._environment = {"PATH": os.defpath, "LANG": "C.UTF-8", HOST_VARIABLE: host_name}
-        self._image_roots = image_roots
+        self._image_roots, self._image_devices = image_roots, image_devices
         self._stop_grace_s, self._start_timeout_s = stop_grace_s, start_timeout_s
         self._known_pids, self._cgroup, self._tidy_grace_s = known_pids, cgroup, tidy_grace_s
 
@@ -157,6 +159,7 @@ class LocalVmmHost:
             run = self._files.begin(spec.id, generation, driver=spec.driver, spec=dump_spec(spec))
             reach(Point.AFTER_INTENT)
             before_exec()
+            self._files.check_wanted(spec.id)
             self._files.check_kill_switch()
             reach(Point.BEFORE_EXEC)
             process = self._exec(spec.id, launch, run, lock_fd)
@@ -179,7 +182,7 @@ class LocalVmmHost:
 
     def _launch(self, driver: Driver, spec: VmSpec) -> Launch:
         try:
-            check_images(spec, self._image_roots)
+            check_images(spec, self._image_roots, self._image_devices)
             return driver.launch(spec)
         except (ValueError, DriverUnavailable) as error:
             raise StartFailed(spec.id, str(error)) from error

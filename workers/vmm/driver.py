@@ -32,7 +32,11 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Whom a process says it is on its command line, and where it listens (relative to its folder, or absolute)."""
+    """Whom a process says it is on its command line, and where it listens (relative to its folder, or absolute).
+
+    `vm_id` is empty where it does not say, and may be no id at all: it is somebody else's text. `socket` is None where
+    the command line names none.
+    """
 
     vm_id: str
     socket: str | None
@@ -62,7 +66,10 @@ class Driver(Protocol):
         ...
 
     def identify(self, argv: Sequence[str], exe: str) -> Claim | None:
-        """Say which VM this process claims to be, None when it is no VMM of this kind."""
+        """Say which VM this process claims to be, None when it is no VMM of this kind.
+
+        Does not raise, and is cheap: it is asked for each process of the host.
+        """
         ...
 
 

@@ -15,6 +15,7 @@ from workers.vmm.conversation import Conversation
 from workers.vmm.driver import Claim, Finding, Launch, Program
 from workers.vmm.http1 import BrokenAnswer, Response, exchange, request
 
+_DEFAULT_SOCKET = "/run/firecracker.socket"
 _STATUS = request("GET", "/")
 _KNOWN_STATES = frozenset({"Not started", "Running", "Paused"})
 _OK = range(200, 300)
@@ -72,8 +73,8 @@ class FirecrackerDriver:
         if not self._program.is_run_by(argv, exe):
             return None
         options = dict(_options(argv))
-        vm_id = options.get("--id")
-        return Claim(vm_id, options.get("--api-sock")) if vm_id else None
+        socket = None if "--no-api" in options else options.get("--api-sock") or _DEFAULT_SOCKET
+        return Claim(options.get("--id", ""), socket)
 
 
 def setup_requests(spec: FirecrackerSpec) -> Iterator[tuple[str, dict[str, Any]]]:

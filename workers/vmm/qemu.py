@@ -12,6 +12,7 @@ from workers.host.rundir import CONSOLE, SOCKET_NAME
 from workers.specs import QemuSpec, VmSpec
 from workers.vmm.conversation import Conversation
 from workers.vmm.driver import Claim, Finding, Launch, Program
+from workers.vmm.qemu_draft import options, qmp_sockets
 from workers.vmm.qmp import QmpError, QmpStatus, status_conversation
 
 # RunState of the QAPI schema (qapi/run-state.json), by what it means for us.
@@ -68,12 +69,10 @@ class QemuDriver:
         return _judge_status(vm_id, status)
 
     def identify(self, argv: Sequence[str], exe: str) -> Claim | None:
-        if not self._program.is_run_by(argv, exe) or "-name" not in argv:
+        if not self._program.is_run_by(argv, exe):
             return None
-        words = list(argv)
-        name = words[words.index("-name") + 1 : words.index("-name") + 2]
-        vm_id = name[0].split(",")[0].removeprefix("guest=") if name else ""
-        return Claim(vm_id, _our_socket(words)) if vm_id else None
+        names = [option.parts.get("guest") or option.first for option in options(argv) if option.flag == "name"]
+        return Claim(names[-1] if names else "", _our_socket(argv))
 
 
 def _usable_accelerator() -> str:
@@ -117,11 +116,11 @@ def _escaped(path: str) -> str:
     return path.replace(",", ",,")
 
 
-def _our_socket(words: Sequence[str]) -> str | None:
-    for word in words:
-        if word.startswith("socket,id=qmp,path="):
-            return word.removeprefix("socket,id=qmp,path=").split(",")[0]
-    return None
+def _our_socket(argv: Sequence[str]) -> str | None:
+    """The QMP socket that is ours alone, else the first one there is: of a VMM that somebody else started."""
+    sockets = list(qmp_sockets(argv))
+    ours = [path for path in sockets if Path(path).name == SOCKET_NAME]
+    return next(iter(ours or sockets), None)
 
 
 def _judge_status(vm_id: str, status: QmpStatus) -> Finding:

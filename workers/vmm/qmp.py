@@ -4,6 +4,7 @@ What an answer means for the VM is up to the driver; sockets and deadlines are u
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,27 @@ def status_conversation() -> Conversation[QmpStatus]:
     return QmpStatus(version, name, status, running)
 
 
+def ask_all(questions: Mapping[str, Mapping[str, Any]]) -> Conversation[dict[str, Any]]:
+    """Greet and ask each command with its arguments; returns what those returned that were not refused.
+
+    QEMU speaks first. Raises QmpError.
+    """
+    incoming = _Incoming()
+    _version((yield from incoming.message()))
+    incoming.feed((yield b"".join(_question(*each) for each in (("qmp_capabilities", {}), *questions.items()))))
+    yield from incoming.answer("qmp_capabilities")
+    answers: dict[str, Any] = {}
+    for command in questions:
+        message = yield from incoming.reply()
+        if "return" in message:
+            answers[command] = message["return"]
+    return answers
+
+
+def _question(command: str, arguments: Mapping[str, Any]) -> bytes:
+    return json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})}).encode() + b"\r\n"
+
+
 @dataclass(slots=True)
 class _Incoming:
     """What came in and was not yet looked at, cut into lines."""
@@ -56,13 +78,18 @@ class _Incoming:
         self._rest += chunk
 
     def answer(self, command: str) -> Conversation[dict[str, Any]]:
-        """Return what this command returned; events may come before it."""
-        while "event" in (message := (yield from self.message())):
-            pass
+        """Return what this command returned."""
+        message = yield from self.reply()
         answer = message.get("return")
         if isinstance(answer, dict):
             return answer
         raise QmpError(f"{command} answered {_quoted(message.get('error', message))}")
+
+    def reply(self) -> Conversation[dict[str, Any]]:
+        """Return the answer to the next command; events may come before it."""
+        while "event" in (message := (yield from self.message())):
+            pass
+        return message
 
     def message(self) -> Conversation[dict[str, Any]]:
         while not (line := (yield from self._line()).strip()):
