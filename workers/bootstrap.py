@@ -165,7 +165,7 @@ class Fleet:
         )
 
     def operator_modes(self, *, actor: str) -> OperatorModes:
-        return OperatorModes(self.modes, actor=actor)
+        return OperatorModes(self.modes, actor=actor, settle_ms=milliseconds(self.settings.recovery.detection_interval))
 
     def registry(self, wakeups: Wakeups, *, actor: str) -> Registry:
         return Registry(self.store, Ledger(self.store, wakeups, NoTelemetry()), actor=actor)

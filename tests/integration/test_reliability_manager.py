@@ -1,5 +1,6 @@
 """A VM manager tells and asks, on a real server that is there, hangs, goes away and comes back."""
 
+import json
 import os
 import re
 import signal
@@ -236,6 +237,8 @@ def test_a_person_who_declares_a_vm_later_outranks_what_was_told_before(
     delivered(manager)
     manager.stop()
     unstarted.on_vm_stopped("vm-1")
+    told = json.loads((settings.state_dir / "hooks" / "vm-1.json").read_bytes())["entries"][0]
+    wait_until(lambda: fleet.modes.all_modes()[0] > told["at_ms"], what="server time to be surely later")
     fleet.registry(NoWakeups(), actor="alice").apply([a_spec(memory_mib=512)])
     JournalReplay(settings, fleet, read_vantage(settings.state_dir))()
     assert record(fleet).desired is Desired.RUNNING

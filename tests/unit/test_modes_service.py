@@ -29,8 +29,8 @@ def modes(world: World) -> OperatorModes:
     return OperatorModes(world.modes, actor="alice")
 
 
-def hold(world: World, mode: Mode, scope: str = vm_scope("vm-1"), *, for_ms: int = 0, settle_ms: int = 0) -> None:
-    modes(world).hold(scope, mode, why="disk work", for_ms=for_ms, settle_ms=settle_ms)
+def hold(world: World, mode: Mode, scope: str = vm_scope("vm-1")) -> None:
+    modes(world).hold(scope, mode, why="disk work")
 
 
 def recover(world: World, force: Force | None = None, request: str = "request-1") -> Result:

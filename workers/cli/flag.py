@@ -175,8 +175,9 @@ def set_flag(flag: str, value: str, targets: Targets, reason: str, output: str) 
 @click.command()
 @_flag_argument
 @target_options
+@reason_option(required=False)
 @output_option("table", "json")
-def clear(flag: str, targets: Targets, output: str) -> int:
+def clear(flag: str, targets: Targets, reason: str | None, output: str) -> int:
     """Take a switch back.
 
     From then on wider scopes decide again, and in the end the settings.
@@ -187,7 +188,7 @@ def clear(flag: str, targets: Targets, output: str) -> int:
         service = here.fleet.operator_modes(actor=here.actor)
         for scope in targets.scopes:
             try:
-                service.unswitch(scope, meant)
+                service.unswitch(scope, meant, why=reason)
             except Refused as error:
                 refused.append(error.why)
         modes = here.fleet.modes.all_modes()[1]

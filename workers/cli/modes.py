@@ -61,7 +61,7 @@ def maintenance(**options: Any) -> int:
     """Judge VMs, and do nothing to them, for a time.
 
     For planned work: health is shown as it is, and nothing is started or ended. It ends by itself, so say --for or
-    --until; for one check interval after that VMs are only observed, so that what broke is not all mended at once.
+    --until; for one detection interval after that VMs are only observed, so that what broke is not all mended at once.
     """
     if options["for_"] is None and options["until_"] is None:
         raise click.UsageError(
@@ -89,8 +89,11 @@ def observe(**options: Any) -> int:
 @click.option("--id", "hold_id", metavar="HOLD", help="This one only; its id stands in `reliability status`.")
 @click.option("--all", "every", is_flag=True, help="All that hold it, whoever set them.")
 @click.option("--mode", type=click.Choice([str(mode) for mode in Mode]), help="Only holds of this mode.")
+@reason_option(required=False)
 @output_option("table", "json", "name")
-def resume(targets: Targets, hold_id: str | None, mode: str | None, output: str, *, every: bool) -> int:
+def resume(
+    targets: Targets, hold_id: str | None, mode: str | None, reason: str | None, output: str, *, every: bool
+) -> int:
     """Lift a pause, a maintenance or observe-only.
 
     Without options it lifts the only hold there is. Where several people hold something, name one by --id, or lift
@@ -101,7 +104,7 @@ def resume(targets: Targets, hold_id: str | None, mode: str | None, output: str,
         service = here.fleet.operator_modes(actor=here.actor)
         meant = Mode(mode) if mode else None
         done, refused = _each(
-            targets.scopes, lambda scope: service.lift(scope, hold_id=hold_id, mode=meant, every=every)
+            targets.scopes, lambda scope: service.lift(scope, hold_id=hold_id, mode=meant, every=every, why=reason)
         )
         now_ms, modes = here.fleet.modes.all_modes()
     _show([_Told(scope, lifted, held(scope, modes, hosts, now_ms)) for scope, lifted in done.items()], now_ms, output)
@@ -139,12 +142,8 @@ def _begin(
     with session() as here:
         hosts = hosts_of(here, targets)
         for_ms = _how_long(here, for_, until_)
-        settle_ms = milliseconds(here.settings.health_check.interval) if mode is Mode.MAINTENANCE else 0
         service = here.fleet.operator_modes(actor=here.actor)
-        done, refused = _each(
-            targets.scopes,
-            lambda scope: [service.hold(scope, mode, why=reason, for_ms=for_ms, settle_ms=settle_ms)],
-        )
+        done, refused = _each(targets.scopes, lambda scope: [service.hold(scope, mode, why=reason, for_ms=for_ms)])
         now_ms, modes = here.fleet.modes.all_modes()
     _show([_Told(scope, holds, held(scope, modes, hosts, now_ms)) for scope, holds in done.items()], now_ms, output)
     if done and output == "table":

@@ -102,13 +102,12 @@ class Actions:
                 return self._hold(vm_id, Mode.MAINTENANCE, wish, actor)
             case Action.RESUME:
                 modes = self.fleet.operator_modes(actor=actor)
-                lifted = modes.lift(vm_scope(vm_id), hold_id=wish.hold or None, every=wish.all)
+                lifted = modes.lift(vm_scope(vm_id), hold_id=wish.hold or None, every=wish.all, why=wish.reason)
                 return {"done": f"lifted: {', '.join(hold.mode for hold in lifted)}", "lifted": [h.id for h in lifted]}
 
     def _hold(self, vm_id: str, mode: Mode, wish: Wish, actor: str) -> dict[str, Any]:
-        settle_ms = milliseconds(self.fleet.settings.health_check.interval) if mode is Mode.MAINTENANCE else 0
         modes = self.fleet.operator_modes(actor=actor)
-        made: Hold = modes.hold(vm_scope(vm_id), mode, why=wish.reason, for_ms=wish.for_ms, settle_ms=settle_ms)
+        made: Hold = modes.hold(vm_scope(vm_id), mode, why=wish.reason, for_ms=wish.for_ms)
         return {"done": f"{mode} begins", "hold": made.id, "until_ms": made.until_ms}
 
 

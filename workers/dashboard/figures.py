@@ -48,7 +48,7 @@ class Figures:
         self._ends.append(_End(at_ms, recovered, at_ms - lost_ms if recovered and lost_ms is not None else None))
 
     def document(self, now_ms: int) -> dict[str, Any]:
-        """Durations in ms; None where nothing was measured. `from_ms`: since when it is counted, 0 for the whole day."""
+        """Durations in ms; None where nothing was measured. `from_ms`: since when it counts, 0 for the whole day."""
         while self._ends and self._ends[0].at_ms < now_ms - DAY_MS:
             self._ends.popleft()
         recovered = sum(end.recovered for end in self._ends)

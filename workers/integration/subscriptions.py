@@ -81,7 +81,7 @@ class _Stopped(Exception):
 class Subscriptions:
     """One consumer of a group; `consumer` has to be its own, and the same after a restart.
 
-    Callbacks are called in one thread, and each has to end within `claim_after_s`. One that raises is called again after
+    Callbacks are called in one thread; each has to end within `claim_after_s`. One that raises is called again after
     `backoff_s`, then ever later up to `longest_backoff_s`; after `tries`, in which it may also have taken the process
     with it, the change is put aside with an error in the log. Raises ValueError for a name that is none.
     """

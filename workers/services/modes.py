@@ -18,17 +18,21 @@ _MOST_HOLDS = 50
 
 
 class OperatorModes:
-    """Every change is one event of `actor`. Raises StoreUnavailable; Refused where it would change nothing."""
+    """Every change is one event of `actor`. Raises StoreUnavailable; Refused where it would change nothing.
 
-    def __init__(self, store: ModeStore, *, actor: str) -> None:
-        self._store, self._actor = store, actor
+    For `settle_ms` after the end of a maintenance its VMs are only observed, so that not all is mended at once.
+    """
+
+    def __init__(self, store: ModeStore, *, actor: str, settle_ms: int = 0) -> None:
+        self._store, self._actor, self._settle_ms = store, actor, settle_ms
 
     def all(self) -> tuple[int, Modes]:
         """Server time in ms, and every scope on which anything is set."""
         return self._store.all_modes()
 
-    def hold(self, scope: str, mode: Mode, *, why: str, for_ms: int = 0, settle_ms: int = 0) -> Hold:
-        """Put a mode in force, for a time or (0) until it is lifted; `settle_ms` of only observing follow its end."""
+    def hold(self, scope: str, mode: Mode, *, why: str, for_ms: int = 0) -> Hold:
+        """Put a mode in force, for a time or (0) until it is lifted."""
+        settle_ms = self._settle_ms if mode is Mode.MAINTENANCE else 0
 
         def decide(now: int, before: Scope) -> tuple[Scope, Hold, str]:
             if len(before.holds) >= _MOST_HOLDS:
@@ -40,7 +44,13 @@ class OperatorModes:
         return self._change(scope, decide)
 
     def lift(
-        self, scope: str, *, hold_id: str | None = None, mode: Mode | None = None, every: bool = False
+        self,
+        scope: str,
+        *,
+        hold_id: str | None = None,
+        mode: Mode | None = None,
+        every: bool = False,
+        why: str | None = None,
     ) -> list[Hold]:
         """Lift one hold (by id, or the only one there is), or all with `every`; `mode` narrows which are meant."""
 
@@ -55,7 +65,8 @@ class OperatorModes:
                     f"{scope} is held {len(meant)} times: {listed}; name one by --id, or use --all", "several"
                 )
             kept = tuple(h for h in before.holds if h not in meant)
-            return replace(before, holds=kept), meant, ", ".join(f"{h.mode} lifted ({h.why})" for h in meant)
+            lifted = ", ".join(f"{h.mode} lifted ({h.why})" for h in meant)
+            return replace(before, holds=kept), meant, _with(lifted, why)
 
         return self._change(scope, decide)
 
@@ -69,7 +80,7 @@ class OperatorModes:
 
         return self._change(scope, decide)
 
-    def unswitch(self, scope: str, flag: Flag) -> None:
+    def unswitch(self, scope: str, flag: Flag, *, why: str | None = None) -> None:
         """Take a switch back: wider scopes decide again."""
 
         def decide(now: int, before: Scope) -> tuple[Scope, None, str]:
@@ -77,7 +88,7 @@ class OperatorModes:
             others = tuple(each for each in before.switches if each.flag is not flag)
             if others == before.switches:
                 raise Refused(f"{flag} is not set on {scope}; see `reliability flag list`", "not_set")
-            return replace(before, switches=others), None, f"{flag} is not set here any more"
+            return replace(before, switches=others), None, _with(f"{flag} is not set here any more", why)
 
         return self._change(scope, decide)
 
@@ -91,6 +102,10 @@ class OperatorModes:
             if self._store.put_scope(scope, before, after.without_ended(now_ms), told):
                 return result
         raise Refused(f"what is set on {scope} keeps changing; try again", "contended")
+
+
+def _with(what: str, why: str | None) -> str:
+    return f"{what}: {why}" if why else what
 
 
 def _parts(scope: str) -> tuple[str, str]:

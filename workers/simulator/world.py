@@ -114,7 +114,7 @@ class World:
         self.ledger = Ledger(operator, SimWakeups(self.broker), self.telemetry)
         self.registry = Registry(operator, self.ledger, actor="operator")
         self.data = MemoryData(self.server, self.epoch_ids, lease_ms=self.limits.lease_ms)
-        self.modes = OperatorModes(MemoryModes(self.server), actor="operator")
+        self.modes = OperatorModes(MemoryModes(self.server), actor="operator", settle_ms=self.sweeps[_DETECT])
         # When each hold was set, in time that nobody sets back.
         self.held_us: dict[str, int] = {}
         self.beats: list[SimBeat] = []
@@ -195,9 +195,7 @@ class World:
 
     def hold(self, scope: str, mode: Mode, for_s: float) -> None:
         with suppress(ReliabilityError):
-            settle_ms = self.sweeps[_DETECT] if mode is Mode.MAINTENANCE else 0
-            why, for_ms = "a person works on it", round(for_s * 1000)
-            made = self.modes.hold(scope, mode, why=why, for_ms=for_ms, settle_ms=settle_ms)
+            made = self.modes.hold(scope, mode, why="a person works on it", for_ms=round(for_s * 1000))
             self.held_us[made.id] = self.clockwork.now_us
 
     def lift(self, scope: str) -> None:
