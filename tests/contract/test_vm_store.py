@@ -169,6 +169,14 @@ def test_a_deleted_record_is_gone_from_every_index(store: VmStore) -> None:
     assert store.unscheduled(["vm-1"]) == ["vm-1"]
 
 
+def test_a_record_made_before_its_vm_was_forgotten_is_not_taken(store: VmStore) -> None:
+    put(store, a_vm())
+    assert only(store, Change("vm-1", rev(store, "vm-1"), None)) is Outcome.DONE
+
+    assert only(store, Change("vm-1", 0, a_vm(created_ms=NOW_MS - 1), spec=a_spec())) is Outcome.STALE
+    assert only(store, Change("vm-1", 0, a_vm(created_ms=NOW_MS), spec=a_spec())) is Outcome.DONE
+
+
 def test_ids_follow_state_and_host(store: VmStore) -> None:
     put(store, a_vm("vm-1"), a_lost_vm("vm-2"), a_vm("vm-3", host="host-b"))
     only(store, Change("vm-1", 1, a_lost_vm("vm-1")))

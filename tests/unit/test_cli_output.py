@@ -8,10 +8,16 @@ from tests.support.builders import NOW_MS, a_vm, an_episode
 from workers.cli.documents import event_document, vm_document
 from workers.cli.events import event_line
 from workers.cli.listing import in_order
-from workers.cli.output import age, ago, clean, clean_lines, iso, show_json, show_table
+from workers.cli.output import (
+    clean,
+    clean_lines,
+    show_json,
+    show_table,
+)
 from workers.cli.vm import episode_in_short
 from workers.domain.audit import Event, EventKind
 from workers.domain.vm import Episode, EpisodeEnd, State
+from workers.domain.words import age, ago, iso
 from workers.ports import Stored
 from workers.store.events import Entry
 

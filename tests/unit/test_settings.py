@@ -263,7 +263,10 @@ def test_a_value_of_the_wrong_kind_in_the_file_is_refused(tmp_path: Path, toml: 
         ),
         ("max_retries = 3", "max_retries: is unknown; did you mean recovery.max_retries? (from file "),
         ("[healthcheck]", "healthcheck: is unknown; did you mean health_check? (from file "),
-        ('recovery.interval = "1s"', "recovery.interval: is unknown; did you mean health_check.interval or registry.interval? (from "),
+        (
+            'recovery.interval = "1s"',
+            "recovery.interval: is unknown; did you mean health_check.interval or registry.interval? (from ",
+        ),
         ("enabeld = true", "enabeld: is unknown; did you mean enabled? (from file "),
         ("xyzzy = 1", "xyzzy: is unknown; known here: allow_data_loss, "),
         ("redis.xyzzy = 1", "redis.xyzzy: is unknown; "),

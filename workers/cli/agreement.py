@@ -7,11 +7,17 @@ import click
 
 from workers.bootstrap import milliseconds
 from workers.cli.arguments import duration, host_option
-from workers.cli.output import ago, clean, output_option, show_json, show_table
+from workers.cli.output import (
+    clean,
+    output_option,
+    show_json,
+    show_table,
+)
 from workers.cli.session import session
 from workers.cli.targets import check_host
 from workers.domain.agreement import Agreement, Case
 from workers.domain.agreement import agreement as compare
+from workers.domain.words import ago
 
 
 @click.command()

@@ -10,11 +10,15 @@ from workers.cli.arguments import choice_option, host_option, reason_option, sco
 from workers.cli.documents import breaker_document
 from workers.cli.failures import Failure
 from workers.cli.listing import Column, Order, show_list, sort_option, sorted_by
-from workers.cli.output import age, iso, output_option, show_json
+from workers.cli.output import (
+    output_option,
+    show_json,
+)
 from workers.cli.session import Session, session
 from workers.cli.targets import check_host
 from workers.cli.watching import again_and_again, watch_option
 from workers.domain.breaker import FLEET, BreakerState
+from workers.domain.words import age, iso
 from workers.store.breakers import BY_HAND_MS
 from workers.store.weather import BreakerSeen
 

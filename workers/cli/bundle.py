@@ -18,7 +18,10 @@ from workers.bootstrap import Fleet, drivers
 from workers.cli.doctor import report_document
 from workers.cli.documents import event_document, host_document, stray_documents, vm_document
 from workers.cli.failures import Failure, one_line
-from workers.cli.output import SCHEMA_VERSION, counted, iso, say
+from workers.cli.output import (
+    SCHEMA_VERSION,
+    say,
+)
 from workers.cli.session import checked_id
 from workers.doctor.archive import MIB, Archive, NotHere, write_new
 from workers.doctor.checks import run_checks
@@ -39,6 +42,7 @@ from workers.doctor.programs import fetch
 from workers.doctor.secret_values import secrets_of, secrets_of_spec
 from workers.domain.audit import EventKind
 from workers.domain.vm import State
+from workers.domain.words import counted, iso
 from workers.durations import format_duration, parse_duration
 from workers.host.rundir import HostFiles
 from workers.ports import Stored

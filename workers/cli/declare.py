@@ -9,8 +9,15 @@ import click
 
 from workers.cli.arguments import vm_argument
 from workers.cli.messaging import celery_app
-from workers.cli.output import counted, output_option, say, show_json, show_names, show_table
+from workers.cli.output import (
+    output_option,
+    say,
+    show_json,
+    show_names,
+    show_table,
+)
 from workers.cli.session import Session, session
+from workers.domain.words import counted
 from workers.images import ImageRefused, check_images
 from workers.services.registry import Applied
 from workers.settings import Settings

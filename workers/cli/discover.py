@@ -9,9 +9,17 @@ import click
 
 from workers.bootstrap import drivers
 from workers.cli.failures import Failure
-from workers.cli.output import clean, counted, output_option, say, show_json, show_names, show_table
+from workers.cli.output import (
+    clean,
+    output_option,
+    say,
+    show_json,
+    show_names,
+    show_table,
+)
 from workers.cli.session import Session, session
 from workers.domain.vm import VmRecord
+from workers.domain.words import counted
 from workers.host.discovery import Discovery
 from workers.host.identity import read_vantage
 from workers.host.inventory import Inventory

@@ -11,11 +11,17 @@ from typing import Any
 import click
 
 from workers.cli.failures import REFUSED
-from workers.cli.output import clean, counted, on_terminal, output_option, show_json
+from workers.cli.output import (
+    clean,
+    on_terminal,
+    output_option,
+    show_json,
+)
 from workers.doctor.checks import run_checks
 from workers.doctor.examination import Group, Report
 from workers.doctor.finding import Finding, Level
 from workers.doctor.place import Place
+from workers.domain.words import counted
 from workers.settings import load
 
 _WORDS = {Level.PROBLEM: "PROBLEM", Level.WARNING: "warning", Level.OK: "ok"}

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from workers.cli.output import iso
 from workers.domain.modes import Hold, InForce, Mode, Switch
 from workers.domain.registry_diff import Notes
 from workers.domain.vm import Episode
+from workers.domain.words import iso
 from workers.ports import Halt, Stored
 from workers.services.operations import Asked
 from workers.store.events import Entry

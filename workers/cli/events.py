@@ -10,10 +10,17 @@ import click
 from workers.bootstrap import milliseconds
 from workers.cli.arguments import choice_option, host_option, moment_or_age, vm_option
 from workers.cli.documents import event_document
-from workers.cli.output import clean, counted, iso, output_option, say, show_json_line, without_id
+from workers.cli.output import (
+    clean,
+    output_option,
+    say,
+    show_json_line,
+    without_id,
+)
 from workers.cli.session import Session, session
 from workers.domain.audit import Event, EventKind
 from workers.domain.epoch import NO_EVENT, order
+from workers.domain.words import counted, iso
 from workers.settings import Settings
 from workers.store.events import Entry
 

@@ -10,12 +10,18 @@ from workers.cli.arguments import reason_option
 from workers.cli.documents import switch_document
 from workers.cli.failures import REFUSED
 from workers.cli.listing import Column, Order, show_list, sort_option, sorted_by
-from workers.cli.output import ago, clean, iso, output_option, say, show_json
+from workers.cli.output import (
+    clean,
+    output_option,
+    say,
+    show_json,
+)
 from workers.cli.session import session
 from workers.cli.targets import Targets, hosts_of, spoken, target_options
 from workers.domain.errors import Refused
 from workers.domain.modes import Flag, Modes, Switch
 from workers.domain.strays import StrayPolicy
+from workers.domain.words import ago, iso
 from workers.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -19,12 +19,17 @@ from workers.cli.documents import (
     switch_document,
 )
 from workers.cli.listing import Column, Order, natural, show_list, sort_option, sorted_by
-from workers.cli.output import age, ago, counted, iso, output_option, show_facts, show_json
+from workers.cli.output import (
+    output_option,
+    show_facts,
+    show_json,
+)
 from workers.cli.session import Session, session
 from workers.cli.targets import check_host, held, until
 from workers.cli.watching import again_and_again, watch_option
 from workers.domain.modes import FLEET, InForce, Mode, Modes, Switch, host_scope
 from workers.domain.vm import State
+from workers.domain.words import age, ago, counted, iso
 from workers.ports import Halt
 from workers.store.hosts import HostSeen
 from workers.store.places import PlaceSeen

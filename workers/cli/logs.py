@@ -9,9 +9,16 @@ import click
 
 from workers.cli.arguments import vm_argument
 from workers.cli.failures import Failure
-from workers.cli.output import clean, clean_lines, counted, output_option, say, show_json
+from workers.cli.output import (
+    clean,
+    clean_lines,
+    output_option,
+    say,
+    show_json,
+)
 from workers.cli.session import Session, session
 from workers.domain.errors import StoreUnavailable, UnknownVm
+from workers.domain.words import counted
 from workers.host.rundir import CONSOLE, VMM_LOG, Run
 
 _LINES = 40

@@ -12,12 +12,19 @@ from workers.cli.documents import asked_document
 from workers.cli.failures import REFUSED, Failure, one_line
 from workers.cli.following import Following
 from workers.cli.listing import in_order
-from workers.cli.output import clean, counted, on_terminal, say, show_json, show_table
+from workers.cli.output import (
+    clean,
+    on_terminal,
+    say,
+    show_json,
+    show_table,
+)
 from workers.cli.session import Session
 from workers.cli.targets import check_host
 from workers.cli.vm import episode_in_short
 from workers.domain.errors import Refused, ReliabilityError, StoreUnavailable, UnknownVm
 from workers.domain.vm import Force, State
+from workers.domain.words import counted
 from workers.durations import format_duration
 from workers.ports import Stored
 from workers.services.operations import Asked

@@ -11,11 +11,18 @@ from workers.bootstrap import milliseconds
 from workers.cli.arguments import moment, reason_option, span
 from workers.cli.documents import hold_document
 from workers.cli.failures import REFUSED
-from workers.cli.output import clean, iso, output_option, say, show_json, show_names
+from workers.cli.output import (
+    clean,
+    output_option,
+    say,
+    show_json,
+    show_names,
+)
 from workers.cli.session import Session, session
 from workers.cli.targets import Targets, as_arguments, held, hosts_of, spoken, target_options, until
 from workers.domain.errors import Refused
 from workers.domain.modes import Hold, InForce, Mode, host_scope, vm_scope
+from workers.domain.words import iso
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -28,7 +27,6 @@ _STYLES: Mapping[str, str] = {  # SGR parameters
     "unknown": "35",
     "stopped": "2",
 }
-_SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -111,26 +109,3 @@ def _visible(letter: str) -> str:
 def without_id(text: str, vm_id: str) -> str:
     """Errors begin with the VM they are about, which stands beside them already."""
     return text.removeprefix(f"vm {vm_id}: ")
-
-
-def iso(ms: int | None) -> str | None:
-    """Write a time as ISO 8601, UTC, with ms; 0 stands for never."""
-    if not ms:
-        return None
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def age(ms: int) -> str:
-    """Write how long something has lasted, roughly: people compare these, programs read the times."""
-    for unit, length, enough in (("s", _SECOND, 2 * _MINUTE), ("m", _MINUTE, 2 * _HOUR), ("h", _HOUR, 2 * _DAY)):
-        if ms < enough:
-            return f"{max(0, ms) // length}{unit}"
-    return f"{ms // _DAY}d"
-
-
-def ago(ms: int | None, now_ms: int) -> str:
-    return f"{age(now_ms - ms)} ago" if ms else "never"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

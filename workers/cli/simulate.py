@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from workers.cli.failures import REFUSED, Failure
-from workers.cli.output import counted, output_option, say, show_json, show_names, show_table
+from workers.cli.output import (
+    output_option,
+    say,
+    show_json,
+    show_names,
+    show_table,
+)
+from workers.domain.words import counted
 
 if TYPE_CHECKING:
     from workers.simulator.story import Told

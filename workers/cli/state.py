@@ -10,9 +10,15 @@ from workers import queues
 from workers.cli.events import block_ms
 from workers.cli.failures import Failure
 from workers.cli.messaging import send_to_host
-from workers.cli.output import counted, output_option, say, show_json, show_table
+from workers.cli.output import (
+    output_option,
+    say,
+    show_json,
+    show_table,
+)
 from workers.cli.session import Session, session
 from workers.domain.audit import Event, EventKind
+from workers.domain.words import counted
 from workers.store.events import Entry
 
 _REASON_MAX = 200

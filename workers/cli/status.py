@@ -19,7 +19,13 @@ from workers.cli.documents import (
     vm_document,
 )
 from workers.cli.listing import in_order
-from workers.cli.output import age, ago, clean, counted, iso, output_option, show_json, show_table, without_id
+from workers.cli.output import (
+    clean,
+    output_option,
+    show_json,
+    show_table,
+    without_id,
+)
 from workers.cli.session import Session, session
 from workers.cli.targets import all_holds, as_arguments, ends_in
 from workers.cli.vm import episode_in_short
@@ -27,6 +33,7 @@ from workers.cli.watching import again_and_again, watch_option
 from workers.domain.modes import UNREADABLE, InForce, Modes, Switch
 from workers.domain.registry_diff import Notes
 from workers.domain.vm import State, VmRecord
+from workers.domain.words import age, ago, counted, iso
 from workers.ports import Halt, Stored
 from workers.store.hosts import HostSeen
 from workers.store.weather import BreakerSeen, StormSeen

@@ -11,10 +11,10 @@ import click
 
 from workers.cli.arguments import host_option, vms_argument
 from workers.cli.failures import Failure
-from workers.cli.output import age, iso
 from workers.cli.session import Session
 from workers.domain.errors import UnreadableRecord
 from workers.domain.modes import FLEET, InForce, Modes, host_scope, vm_scope
+from workers.domain.words import age, iso
 from workers.durations import format_duration
 
 F = TypeVar("F", bound=Callable[..., Any])

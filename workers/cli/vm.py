@@ -13,10 +13,6 @@ from workers.cli.arguments import choice_option, host_option, vm_argument
 from workers.cli.documents import hold_documents, vm_document
 from workers.cli.listing import Column, Order, in_order, show_list, sort_option, sorted_by
 from workers.cli.output import (
-    age,
-    ago,
-    counted,
-    iso,
     output_option,
     say,
     show_facts,
@@ -29,6 +25,7 @@ from workers.cli.targets import until
 from workers.cli.watching import again_and_again, watch_option
 from workers.domain.modes import InForce, Mode, scopes_of
 from workers.domain.vm import Episode, EpisodeEnd, Reason, State, VmRecord
+from workers.domain.words import age, ago, counted, iso
 from workers.ports import Stored
 from workers.specs import VmSpec, dump_spec
 

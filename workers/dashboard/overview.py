@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.cli.output import counted
 from workers.dashboard.rows import Row
 from workers.domain.breaker import BreakerState
 from workers.domain.modes import FLEET, NO_MODES, Modes, scopes_of
 from workers.domain.vm import State
+from workers.domain.words import counted
 from workers.ports import Halt
 from workers.store.hosts import HostSeen
 from workers.store.weather import BreakerSeen, StormSeen

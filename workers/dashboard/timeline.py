@@ -4,9 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from workers.cli.output import age, clean
+from workers.cli.output import (
+    clean,
+)
 from workers.domain.audit import EventKind
 from workers.domain.vm import State, VmRecord
+from workers.domain.words import age
 from workers.store.events import Entry
 
 _ENDS_ATTEMPT = frozenset({State.HEALTHY, State.FAILED, State.STOPPED, State.ORPHANED})

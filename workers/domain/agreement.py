@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from workers.domain.answer import age, counted, iso
 from workers.domain.audit import Event, EventKind
 from workers.domain.chronicle import Told
 from workers.domain.vm import LOSS_REASONS, Reason, State
+from workers.domain.words import age, counted, iso
 
 _WOULD_HAVE = "would have "
 # How a VMM that the record did not know ends its event (services.recovery); the same process has other words.

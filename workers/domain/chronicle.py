@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from workers.domain.answer import iso
 from workers.domain.audit import Event, EventKind
 from workers.domain.evidence import RULINGS, Evidence, Ruling
 from workers.domain.vm import Reason, State
+from workers.domain.words import iso
 
 _ENDS = frozenset({State.FAILED, State.STOPPED, State.HEALTHY})
 

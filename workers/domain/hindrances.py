@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workers.domain.answer import Finding, ago, at_time, clock, iso, lasting
+from workers.domain.answer import (
+    Finding,
+)
 from workers.domain.breaker import BreakerState
 from workers.domain.chronicle import Told
 from workers.domain.health import HealthPolicy
@@ -12,6 +14,7 @@ from workers.domain.modes import NO_MODES, Flag, Hold, InForce, Mode, Modes, Sco
 from workers.domain.recovery import RecoveryPolicy
 from workers.domain.storm import Loss
 from workers.domain.vm import Force, VmRecord
+from workers.domain.words import ago, at_time, clock, iso, lasting
 
 
 @dataclass(frozen=True, slots=True)

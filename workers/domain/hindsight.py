@@ -3,12 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from workers.domain.answer import Answer, Finding, Known, Next, Who, ago, clock, iso
+from workers.domain.answer import (
+    Answer,
+    Finding,
+    Known,
+    Next,
+    Who,
+)
 from workers.domain.audit import Event, EventKind
 from workers.domain.chronicle import Told, Tried, attempts_of, last_sight, sight_fields, tried_fields
 from workers.domain.hindrances import hold_fields
 from workers.domain.modes import NO_MODES, Hold, Mode, Modes, Scope, scopes_of
 from workers.domain.vm import State, VmRecord
+from workers.domain.words import ago, clock, iso
 
 _BEGINS = " begins: "
 

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
-from workers.domain.answer import Next, Who, at_time, clock, lasting
+from workers.domain.answer import (
+    Next,
+    Who,
+)
 from workers.domain.hindrances import Block, Facts
 from workers.domain.recovery import needs_attempt
 from workers.domain.vm import Desired, State
+from workers.domain.words import at_time, clock, lasting
 
 _OVERDUE = 2  # intervals without the check that was due: no beat sends any
 

@@ -3,13 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from workers.domain.answer import Answer, Finding, Known, Next, Who, ago, at_time, counted, iso, lasting
+from workers.domain.answer import (
+    Answer,
+    Finding,
+    Known,
+    Next,
+    Who,
+)
 from workers.domain.audit import EventKind, trace_id_of
 from workers.domain.chronicle import Told, Tried, attempts_of, failures_needed, last_sight, sight_fields, tried_fields
 from workers.domain.hindrances import Facts, StrayAt, blocks_of, worker_fields
 from workers.domain.outlook import next_step
 from workers.domain.recovery import needs_attempt
 from workers.domain.vm import Desired, Episode, EpisodeEnd, Reason, State, VmRecord
+from workers.domain.words import ago, at_time, counted, iso, lasting
 
 _SHOWN = 10  # attempts, of which the last matter most
 

@@ -235,7 +235,7 @@ class MemoryVmStore:
 
     def _refusal(self, change: Change, act: _Act) -> Outcome | None:  # noqa: PLR0911 - one early return per refusal
         row = self._data.rows.get(change.vm_id)
-        if row is None and change.rev > 0:
+        if row is None and (change.rev > 0 or self._was_forgotten_since(change)):
             return Outcome.STALE
         holder = self._holder(row) if row else None
         held = change.held_by
@@ -254,6 +254,10 @@ class MemoryVmStore:
             self._let_others_go_first(row, act)
             return Outcome.HELD
         return self._wait_for(row, change.take, act) if row is not None and change.take.calls is not None else None
+
+    def _was_forgotten_since(self, change: Change) -> bool:
+        created_ms = change.after.created_ms if change.after else 0
+        return 0 < created_ms < self._data.forgotten.get(change.vm_id, 0)
 
     def _is_held(self, record: VmRecord) -> bool:
         return Modes(self._data.modes).in_force(record, self._now) is not None

@@ -25,6 +25,7 @@ def change_to_wire(change: Change, version: int) -> dict[str, Any]:
             "host": after.host,
             "token": str(after.generation),
             "needs_attempt": needs_attempt(after),
+            "created_ms": after.created_ms,
         }
     if change.spec is not None:
         wire["spec"] = dump_spec(change.spec)

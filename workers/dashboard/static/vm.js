@@ -1,14 +1,15 @@
 // The page of one VM: asked for again while somebody looks, faster while a recovery is followed to its end.
 import { buttons } from "./actions.js";
-import { ApiError, age, ago, ask, banner, byId, chip, el, now, poll, setNow, show, shown, until } from "./shared.js";
+import { ApiError, age, ago, ask, banner, byId, chip, el, poll, setNow, show, shown, until } from "./shared.js";
 import { picture } from "./timeline.js";
 
 const EVERY_MS = 2000;
 const FOLLOWING_MS = 500;
 const WHY_MS = 10000;
 const vmId = byId("vm").dataset.vm;
+const { readOnly } = byId("vm").dataset;
 const path = `/vms/${encodeURIComponent(vmId)}`;
-let followed = null; // { after, request_id, lines }
+let followed = null; // { after, request_id, words }
 let whyAt = 0;
 let whyAgain = 0; // rounds: an answer may be a moment older than the change that it is asked about
 let lastLine = null;
@@ -31,7 +32,11 @@ async function refresh() {
 function drawNothing(words) {
   show(byId("where"), el("span", { class: "bad" }, el("bdi", {}, words)));
   show(byId("chip"));
-  for (const button of byId("actions").children) button.disabled = true;
+  allow(false);
+}
+
+function allow(possible) {
+  for (const button of byId("actions").children) button.disabled = !possible || Boolean(readOnly);
 }
 
 async function refreshWhy() {
@@ -46,6 +51,7 @@ async function refreshWhy() {
 
 function draw(answer) {
   setNow(answer.now_ms);
+  allow(true);
   const { vm } = answer;
   if (vm) {
     show(byId("chip"), chip(vm.state));
@@ -142,11 +148,11 @@ const ended = (end) => (end === "healthy" ? `${shown(vmId)} is healthy.` : `It e
 function done(action, answer) {
   const box = byId("follow");
   box.hidden = false;
-  if (answer.after) followed = { after: answer.after, request_id: answer.request_id, words: answer.done, since: now() };
+  if (answer.after) followed = { after: answer.after, request_id: answer.request_id, words: answer.done };
   show(box, el("h3", {}, answer.done), followed ? el("p", { class: "muted" }, "It is followed to its end…") : null);
   again();
 }
 
-buttons(vmId, byId("vm").dataset.readOnly, done);
+buttons(vmId, readOnly, done);
 addEventListener("resize", drawPicture);
 const again = poll(refresh);

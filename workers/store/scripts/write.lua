@@ -36,6 +36,9 @@ local function refusal(c)
   c.old_state, c.old_host = old[2], old[3]
   if not may_overwrite(old[6]) then return 'schema' end
   if not old[1] and c.rev > 0 then return 'stale' end
+  -- Made before the VM was forgotten: a write that was long under way, which must not bring it back.
+  local forgotten = not old[1] and redis.call('ZSCORE', prefix .. ':forgotten', c.id)
+  if forgotten and (c.created_ms or 0) > 0 and c.created_ms < tonumber(forgotten) then return 'stale' end
   local holder = old[4] and tonumber(old[5]) > now and old[4]
   c.is_leased = holder
   if c.held_by and (holder ~= c.held_by.owner or old[7] ~= c.held_by.token) then
