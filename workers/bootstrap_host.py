@@ -79,7 +79,7 @@ def _this_worker(settings: Settings, vantage: Vantage) -> HostWorker:
 
 def hooks_api(settings: Settings) -> HooksApiHost | None:
     """The hooks of this host as an HTTP API, where that is wanted."""
-    return HooksApiHost(Fleet(settings), version(DISTRIBUTION)) if settings.integration.enabled else None
+    return HooksApiHost(Fleet(settings), version(DISTRIBUTION)) if settings.hooks.http else None
 
 
 class NotAWorker(ReliabilityError):

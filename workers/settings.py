@@ -171,17 +171,14 @@ class Events(_Section):
 
 
 class Hooks(_Section):
-    """What VM managers tell this host. `group`: who may do so beside the worker's own account."""
+    """What VM managers tell this host. `group`: who may do so beside root and the worker's own account.
+
+    `http`: also over HTTP, on a Unix socket of the worker: `hooks.sock` in state_dir, where no other is set.
+    """
 
     group: GroupName | None = None
-
-
-class Integration(_Section):
-    """The HTTP API for VM managers, on a Unix socket of the worker: `hooks.sock` in state_dir, where none is set."""
-
-    enabled: bool = True
+    http: bool = True
     socket: Folder | None = None
-    socket_group: GroupName | None = None
 
 
 class Log(_Section):
@@ -269,7 +266,6 @@ class Settings(_Section):
     beat: Beat = Beat()
     events: Events = Events()
     hooks: Hooks = Hooks()
-    integration: Integration = Integration()
     log: Log = Log()
     telemetry: Telemetry = Telemetry()
     flower: Flower = Flower()
@@ -278,7 +274,7 @@ class Settings(_Section):
 
     @property
     def hooks_socket(self) -> Path:
-        return self.integration.socket or self.state_dir / "hooks.sock"
+        return self.hooks.socket or self.state_dir / "hooks.sock"
 
     @property
     def attempt_deadline(self) -> timedelta:

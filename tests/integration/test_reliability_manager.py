@@ -32,6 +32,7 @@ from workers.host.identity import incarnation_of, read_vantage
 from workers.integration import Hooks, ReliabilityManager, VmmProcess
 from workers.integration.changes import Change as SeenChange
 from workers.integration.replay import JournalReplay
+from workers.integration.subscriptions import Gap
 from workers.messages import NoWakeups
 from workers.ports import Change
 from workers.settings import Settings, load
@@ -401,21 +402,28 @@ def test_a_recovery_that_nobody_would_follow_is_refused(manager: ReliabilityMana
         manager.trigger_recovery("vm-1", reason="test")
 
 
-def test_a_callback_hears_of_a_loss(settings: Settings, fleet: Fleet) -> None:
+@pytest.mark.parametrize(("group", "hosts"), [(None, {HOST}), ("billing", {HOST, "host-z"})])
+def test_callbacks_hear_of_losses_on_this_host_and_with_a_group_of_all(
+    settings: Settings, fleet: Fleet, group: str | None, hosts: set[str]
+) -> None:
     heard: list[SeenChange] = []
-    with manager_with(settings, started=False) as manager:
-        manager.on_orphaned(heard.append)
-        manager.start()
-        manager.on_vm_created("vm-0", None, CONFIG)
-        lost = a_lost_vm()
-        told = event(EventKind.TRANSITION, lost, actor="health_check", why="gone", before=State.HEALTHY)
+    gaps: list[Gap] = []
+    manager = ReliabilityManager(settings, group=group)
+    manager.on_orphaned(heard.append)
+    manager.on_gap(gaps.append)
+    manager.start()
+    lost = [a_lost_vm("vm-z", host="host-z"), a_lost_vm("vm-1")]
+    told = [event(EventKind.TRANSITION, each, actor="check", why="gone", before=State.HEALTHY) for each in lost]
 
-        def tell_and_look() -> bool:
-            fleet.store.note([told])  # the group may only begin after the first ones
-            return bool(heard)
+    def tell_and_look() -> bool:
+        fleet.store.note(told)  # the group may only begin after the first ones
+        return any(change.host == HOST for change in heard)
 
-        wait_until(tell_and_look, what="the callback")
-    assert (heard[0].vm_id, heard[0].host, heard[0].kind) == ("vm-1", HOST, "orphaned")
+    wait_until(tell_and_look, what="the callback")
+    manager.stop()
+    assert {change.host for change in heard} == hosts
+    assert {change.kind for change in heard} == {"orphaned"}
+    assert len(gaps) == 1, "what was before the group began"
 
 
 DISABLED = """

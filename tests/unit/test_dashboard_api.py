@@ -366,6 +366,19 @@ def test_a_pause_is_put_in_force_and_lifted_by_who_is_logged_in(site: Cluster, c
     assert refusal(act(client, "vm-1", "resume")) == (409, "not_held")
 
 
+def test_nobody_acts_without_a_name(site: Cluster, client: httpx.Client) -> None:
+    put(site.fleet, [a_vm("vm-1")])
+    login = base64.b64encode(":".join(LOGIN).encode()).decode()
+    odd = f"{login[:4]}*{login[4:]}"  # what Flower passes over
+
+    with httpx.Client(base_url=client.base_url) as bare:
+        answer = act_with(ACTS | {"Authorization": f"Basic {odd}"}, bare, "vm-1", "pause", {})
+
+    assert answer.status_code == 200
+    (hold,) = site.fleet.modes.all_modes()[1].scopes["vm:vm-1"].holds
+    assert hold.actor == "flower:alice"
+
+
 def test_a_maintenance_is_followed_by_a_detection_interval_of_observing(site: Cluster, client: httpx.Client) -> None:
     put(site.fleet, [a_vm("vm-1")])
 

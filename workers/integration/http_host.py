@@ -26,7 +26,7 @@ class HooksApiHost:
             return why(fleet, vm_id, at_ms=at_ms)
 
         api = HooksApi(self._manager, feed, explain, version=version)
-        self._server = HooksServer(settings.hooks_socket, api.answer, group=settings.integration.socket_group)
+        self._server = HooksServer(settings.hooks_socket, api.answer, group=settings.hooks.group)
 
     def start(self) -> None:
         self._manager.start()

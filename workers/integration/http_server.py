@@ -310,7 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, peer: Peer) -> Answer:
         self.close_connection = True
         _log.warning("hooks api refused a caller", uid=peer.uid, pid=peer.pid)
-        text = "this account is not admitted: be a member of the group that integration.socket_group names"
+        text = "this account is not admitted: be a member of the group that hooks.group names"
         return error_answer(HTTPStatus.FORBIDDEN, "forbidden", text)
 
     def _refuse_head(self, why: str) -> None:

@@ -24,7 +24,7 @@ from workers.integration.questions import Questions
 from workers.integration.replay import delivery_of, journal_of
 from workers.integration.requests import sender
 from workers.integration.server_time import ServerTime
-from workers.integration.subscriptions import Subscriptions
+from workers.integration.subscriptions import Gap, Subscriptions
 from workers.integration.vmms import Process, Vmm, Vmms
 from workers.services.wishes import ACTOR
 from workers.settings import Settings
@@ -40,9 +40,10 @@ _STOPPING = "stopping"  # the operation that on_vm_stopping begins and on_vm_sto
 
 
 class Live:
-    def __init__(self, settings: Settings, *, group: str, consumer: str) -> None:
+    def __init__(self, settings: Settings, *, group: str | None, consumer: str) -> None:
         _log_like_the_manager()
-        self._settings, self._group, self._consumer = settings, group, consumer
+        self._settings, self._consumer = settings, consumer
+        self._group, self._is_of_fleet = group or settings.host, group is not None
         self._fleet = Fleet(settings)
         self._journal = journal_of(settings)
         self._vantage = read_vantage(settings.state_dir)
@@ -52,6 +53,7 @@ class Live:
         self._courier = Courier(delivery.run)
         self.questions = Questions(self._fleet, host=settings.host)
         self._callbacks: list[tuple[str, Callable[[Change], None]]] = []
+        self._on_gap: list[Callable[[Gap], None]] = []
         self._subscriptions: Subscriptions | None = None
         self._is_started = False
 
@@ -69,16 +71,24 @@ class Live:
             self._subscriptions = None
 
     def subscribe(self, kind: str, callback: Callable[[Change], None]) -> None:
+        callback = callback if self._is_of_fleet else _for_host(self._settings.host, callback)
         self._callbacks.append((kind, callback))
         if self._subscriptions is not None:
             self._subscriptions.add(kind, callback)
         elif self._is_started:
             self._listen()
 
+    def on_gap(self, callback: Callable[[Gap], None]) -> None:
+        self._on_gap.append(callback)
+        if self._subscriptions is not None:
+            self._subscriptions.on_gap(callback)
+
     def _listen(self) -> None:
         self._subscriptions = Subscriptions(self._settings, self._group, self._consumer)
         for kind, callback in self._callbacks:
             self._subscriptions.add(kind, callback)
+        for told in self._on_gap:
+            self._subscriptions.on_gap(told)
         self._subscriptions.start()
 
     @property
@@ -210,3 +220,11 @@ def _log_like_the_manager() -> None:
             logger_factory=structlog.stdlib.LoggerFactory(),
             wrapper_class=structlog.stdlib.BoundLogger,
         )
+
+
+def _for_host(host: str, callback: Callable[[Change], None]) -> Callable[[Change], None]:
+    def told(change: Change) -> None:
+        if change.host == host:
+            callback(change)
+
+    return told

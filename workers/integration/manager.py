@@ -18,6 +18,7 @@ from workers.integration.hooks import AttemptSeen, Operation, VmHealth
 if TYPE_CHECKING:
     from workers.integration.changes import Change
     from workers.integration.live import Live
+    from workers.integration.subscriptions import Gap
     from workers.integration.vmms import Process
     from workers.settings import Settings
     from workers.specs import VmSpec
@@ -32,12 +33,14 @@ class ReliabilityManager:
     ValueError or TypeError for arguments that cannot be right, and nothing else. What it told reaches Redis from a
     thread of its own (`start`), or by the worker of this host. Questions wait for Redis and raise StoreUnavailable.
 
-    Without `settings` they are read like everywhere: from the environment and the settings file. `group` and `consumer`
-    name the subscriber that callbacks belong to: a group is told each change at least once, over all restarts.
+    Without `settings` they are read like everywhere: from the environment and the settings file. Callbacks are told
+    each change of this host's VMs at least once, over all restarts. With a `group` they are told those of the whole
+    fleet, which all that name this group share among them; then `consumer` (the host, where none is given) tells them
+    apart.
     """
 
     def __init__(
-        self, settings: "Settings | None" = None, *, group: str = "manager", consumer: str | None = None
+        self, settings: "Settings | None" = None, *, group: str | None = None, consumer: str | None = None
     ) -> None:
         settings = settings or _settings()
         # Loaded here and not at the first hook, which has no time for that.
@@ -177,8 +180,13 @@ class ReliabilityManager:
         if self._live:
             self._live.subscribe("failed", callback)
 
+    def on_gap(self, callback: "Callable[[Gap], None]") -> None:
+        """Call it when changes may have been missed (Redis lost its data, or kept too few): look at all VMs once."""
+        if self._live:
+            self._live.on_gap(callback)
 
-def _live(settings: "Settings", group: str, consumer: str) -> "Live":
+
+def _live(settings: "Settings", group: str | None, consumer: str) -> "Live":
     from workers.integration.live import Live  # noqa: PLC0415 - nothing is loaded where this is switched off
 
     return Live(settings, group=group, consumer=consumer)
