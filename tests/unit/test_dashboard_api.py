@@ -1,5 +1,6 @@
 """The API beside the pages, over HTTP, on a real store: what it answers, what it refuses, and what it does."""
 
+import base64
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -97,6 +97,16 @@ def test_without_health_checks_a_death_is_still_noticed() -> None:
     assert step.words == f"no check, only its death would be noticed, until a person acts: {todo}"
 
 
+def test_a_breaker_that_a_person_opened_waits_for_one() -> None:
+    by_hand = (BreakerAt("image:web", BreakerState.OPEN, None, 2),)
+
+    answer = coming(a_lost_vm(), breakers=by_hand)
+
+    assert answer.who is Who.PERSON
+    assert answer.do is not None
+    assert "reliability breaker reset image:web" in answer.do
+
+
 def test_an_open_breaker_says_nothing_about_a_vm_that_is_fine() -> None:
     answer = explain(facts(a_vm(), breakers=OPEN))
 

@@ -19,7 +19,6 @@ from workers.cli.targets import check_host
 from workers.cli.watching import again_and_again, watch_option
 from workers.domain.breaker import FLEET, BreakerState
 from workers.domain.words import age, iso
-from workers.store.breakers import BY_HAND_MS
 from workers.store.weather import BreakerSeen
 
 _KINDS = ("image", "driver", "host")
@@ -33,9 +32,9 @@ class _Row:
 
 def next_probe(breaker: BreakerSeen, now_ms: int) -> str:
     """Say when it may be probed; one that was opened by hand waits for a person."""
-    wait_ms = breaker.next_probe_ms - now_ms
-    if wait_ms > BY_HAND_MS // 2:
+    if breaker.next_probe_ms is None:
         return "when reset"
+    wait_ms = breaker.next_probe_ms - now_ms
     return f"in {age(wait_ms)}" if wait_ms > 0 else "now"
 
 

@@ -127,9 +127,10 @@ def _weather(seen: Gathered) -> Iterator[Banner]:
         yield Banner("warning", "storm", words)
     for breaker in seen.breakers:
         # What is written down as open may be probed by now; who asks next writes that down.
-        is_due = breaker.state is BreakerState.OPEN and breaker.next_probe_ms <= seen.now_ms
+        due_ms = breaker.next_probe_ms
+        is_due = breaker.state is BreakerState.OPEN and due_ms is not None and due_ms <= seen.now_ms
         state = BreakerState.HALF_OPEN if is_due else breaker.state
-        until_ms = breaker.next_probe_ms if state is BreakerState.OPEN else 0
+        until_ms = due_ms or 0 if state is BreakerState.OPEN else 0
         words = f"breaker {breaker.scope} is {state.replace('_', '-')}; {counted(breaker.waiting, 'VM')} waiting"
         yield Banner("warning", "breaker", words, until_ms)
 

@@ -19,11 +19,11 @@ from workers.domain.words import ago, at_time, clock, iso, lasting
 
 @dataclass(frozen=True, slots=True)
 class BreakerAt:
-    """One that is not closed. `next_probe_ms`: server time from which it may be probed."""
+    """One that is not closed. `next_probe_ms`: server time from which it may be probed; None: a person closes it."""
 
     scope: str
     state: BreakerState
-    next_probe_ms: int
+    next_probe_ms: int | None
     waiting: int
 
 
@@ -288,19 +288,21 @@ def _of_weather(facts: Facts) -> Iterator[Block]:
         words = f"redis was started again, leases may have been lost: no recovery begins before {clock(until_ms)}"
         yield Block(Finding("quarantine", words, {"until": iso(until_ms)}), until_ms=until_ms)
     for breaker in facts.breakers:
-        probe = at_time(breaker.next_probe_ms, now_ms)
+        due_ms = breaker.next_probe_ms
+        probe = f"next probe {at_time(due_ms, now_ms)}" if due_ms is not None else "opened by hand"
         state = str(breaker.state).replace("_", "-")
         finding = Finding(
             "breaker",
-            f"breaker {breaker.scope} is {state}: next probe {probe}, {breaker.waiting} waiting",
+            f"breaker {breaker.scope} is {state}: {probe}, {breaker.waiting} waiting",
             {
                 "scope": breaker.scope,
                 "state": str(breaker.state),
-                "next_probe": iso(breaker.next_probe_ms),
+                "next_probe": iso(due_ms),
                 "waiting": breaker.waiting,
             },
         )
-        yield Block(finding, acts=not facts.is_forced, until_ms=max(breaker.next_probe_ms, 1))
+        do = f"`reliability breaker reset {breaker.scope}`" if due_ms is None else None
+        yield Block(finding, acts=not facts.is_forced, until_ms=max(due_ms, 1) if due_ms is not None else 0, do=do)
     for storm in facts.storms:
         finding = Finding(
             "storm",

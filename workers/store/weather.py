@@ -8,17 +8,18 @@ import redis
 
 from workers.domain.breaker import FLEET, BreakerState
 from workers.domain.storm import Loss
+from workers.store.breakers import BY_HAND_MS
 from workers.store.client import translated
 from workers.store.keys import Keys
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerSeen:
-    """`next_probe_ms`: server time from which it may be probed."""
+    """`next_probe_ms`: server time from which it may be probed; None where a person opened it, and has to close it."""
 
     scope: str
     state: BreakerState
-    next_probe_ms: int
+    next_probe_ms: int | None
     waiting: int
 
 
@@ -73,6 +74,6 @@ def _breaker(scope: str, row: Sequence[bytes | None], waiting: int) -> BreakerSe
     return BreakerSeen(
         scope,
         BreakerState(state.decode()) if state else BreakerState.CLOSED,
-        int(opened or 0) + int(cooldown or 0),
+        None if int(cooldown or 0) >= BY_HAND_MS else int(opened or 0) + int(cooldown or 0),
         waiting,
     )

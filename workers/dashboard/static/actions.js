@@ -6,7 +6,7 @@ const ACTIONS = [
   { name: "recover", force: "force", label: "Recover by force", danger: true, words: "Goes before caps, breakers, storms, pause and maintenance. Use it when what holds the recovery back is known to be wrong." },
   { name: "recover", force: "kill-healthy", label: "Kill and restart", danger: true, words: "Kills the VM even if it is healthy, and starts it again. What its guest has not written to disk is lost." },
   { name: "pause", label: "Pause", lasts: "optional", words: "The VM is neither judged nor acted on. Without a time it lasts until somebody resumes it." },
-  { name: "maintenance", label: "Maintenance", lasts: "required", words: "The VM is judged, and nothing is done. It ends by itself, then one interval is only observed." },
+  { name: "maintenance", label: "Maintenance", lasts: "required", words: "The VM is judged, and nothing is done. It ends by itself, then one interval of orphan detection is only observed." },
   { name: "resume", label: "Resume", words: "Lifts every hold that stands on this VM itself. What holds its host or the fleet stays." },
   { name: "reset", label: "Reset", words: "Clears a finished episode and its count of attempts: a VM that was given up is watched, and recovered, again." },
 ];
