@@ -132,8 +132,15 @@ def await_loss_and_bring_back(rig: Rig) -> None:
         rig.server.start()
 
 
-@pytest.mark.parametrize("hold", [hold_a_countdown, hold_a_running_task])
-@pytest.mark.parametrize("lose", [kill_redis, cut_connections, pytest.param(stop_redis, marks=pytest.mark.full)])
+@pytest.mark.parametrize("hold", [pytest.param(hold_a_countdown, marks=pytest.mark.full), hold_a_running_task])
+@pytest.mark.parametrize(
+    "lose",
+    [
+        kill_redis,
+        pytest.param(cut_connections, marks=pytest.mark.full),
+        pytest.param(stop_redis, marks=pytest.mark.full),
+    ],
+)
 def test_worker_outlives_the_loss_of_redis_and_finishes_what_it_held(
     fresh_server: EmbeddedServer, tmp_path: Path, hold: Callable[[Rig], None], lose: Callable[[Rig], None]
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_whole_run_leaves_nothing_behind(whole_run: tuple[int, str, dict[str, 
     assert_nothing_is_left(temporary)
 
 
+@pytest.mark.full
 def test_ctrl_c_in_the_middle_of_a_fault_leaves_nothing_behind(temporary: Path) -> None:
     with running_demo(temporary, "--vms", "3", "--faults", "2", "--seed", "1") as demo:
         demo.wait_for_log(" 1/2 ", timeout_s=PATIENCE_S)

@@ -166,10 +166,13 @@ def test_two_vmms_of_one_name_are_not_taken_over(site: Cluster, ask: Ask, tmp_pa
     assert vm_id not in names
 
 
-def test_without_redis_the_error_is_one_line(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_redis_the_error_is_one_line(
+    site: Cluster, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RELIABILITY_REDIS__URL", "redis://127.0.0.1:1/0")
 
-    answer = ask("discover")
+    with started_by_hand(site, tmp_path / "theirs", f"{ME}-any"):
+        answer = ask("discover")
 
     assert (answer.status, answer.out) == (3, "")
     assert answer.err.count("\n") == 1

@@ -141,6 +141,7 @@ def test_vms_outlive_their_worker_and_the_next_one_takes_them_over(site: Cluster
     assert site.live("job-1") == [after.process.pid]
 
 
+@pytest.mark.full
 def test_a_worker_killed_in_the_middle_of_a_start_is_followed_by_one_vmm(site: Cluster) -> None:
     worker = site.serve()
     before = site.run_vms("job-1")["job-1"]
@@ -169,6 +170,7 @@ def is_booting(site: Cluster, vm_id: str) -> bool:
     return False
 
 
+@pytest.mark.full
 def test_a_guest_that_its_killed_worker_never_started_is_started_by_the_next_one(site: Cluster) -> None:
     worker = site.serve()
     before = site.run_vms("job-1")["job-1"]
@@ -263,6 +265,7 @@ def _flush_broker(site: Cluster) -> None:
     client.close()
 
 
+@pytest.mark.full
 def test_redis_may_die_and_come_back_and_no_vm_is_touched(site: Cluster) -> None:
     worker = site.serve()
     before = site.run_vms("job-1", "job-2")

@@ -105,6 +105,7 @@ def test_alertmanager_names_only_alerts_and_subjects_there_are() -> None:
     assert {label for label, _ in named} == {"alertname", "subject", "severity"}
 
 
+@pytest.mark.full
 @each_rule
 def test_a_rule_reads_only_series_that_exist(rule: dict[str, Any]) -> None:
     read = {selector.name for selector in selectors(rule["expr"])}

@@ -8,7 +8,7 @@ from tests.conftest import RUN_ALL
 from workers.simulator.schedules import CHOICES, PAUSES_S, Run, Step
 
 LENGTH = 200 if RUN_ALL else 60
-EXAMPLES = 2000 if RUN_ALL else 200
+EXAMPLES = 2000 if RUN_ALL else 120
 
 steps = st.builds(Step, st.sampled_from(PAUSES_S), st.sampled_from(CHOICES))
 
