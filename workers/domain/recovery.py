@@ -370,8 +370,8 @@ def hold_back(record: VmRecord, by: InForce, what: str) -> tuple[VmRecord, Event
     after = replace(record, held=token)
     is_observed = by.mode is Mode.OBSERVE_ONLY
     kind = EventKind.WOULD_HAVE if is_observed else EventKind.HELD
-    does = "would have" if is_observed else "not"
-    told = event(kind, after, actor=ACTOR, why=f"{does} {what} it: {by.words}")
+    does = f"would have {what} it" if is_observed else f"not {what}"
+    told = event(kind, after, actor=ACTOR, why=f"{does}: {by.words}")
     attempt = episode.attempt + 1 if episode and what == RECOVER else None
     return after, replace(told, scope=by.scope, attempt=attempt)
 
