@@ -108,7 +108,7 @@ class HostRuntime:
         lease: HostLease,
         surveys: Surveys,
         monitor: WorkerMonitor,
-        replay_hooks: Callable[[], None],
+        replay_hooks: Callable[[], int],
         trim_events: Callable[[], int] | None = None,
         sync_registry: Callable[[], None] | None = None,
     ) -> None:
@@ -122,7 +122,7 @@ class HostRuntime:
     def tend(self) -> None:
         """At each heartbeat."""
         self._services.tending.tend()
-        self._replay_hooks()
+        hooks_left = self._replay_hooks()
         try:
             survey = self._surveys.host(self.host)
         except StoreUnavailable as error:
@@ -133,7 +133,12 @@ class HostRuntime:
         self._judge_clock(off_s)
         tending = self._services.tending
         self.monitor.surveyed(
-            survey, halt=tending.halted, is_paused=tending.is_paused, watched=len(self.watcher), off_s=off_s
+            survey,
+            halt=tending.halted,
+            is_paused=tending.is_paused,
+            watched=len(self.watcher),
+            off_s=off_s,
+            hooks_left=hooks_left,
         )
 
     def _judge_clock(self, off_s: float) -> None:

@@ -137,6 +137,7 @@ def test_a_heartbeat_shows_how_the_host_stands(shown: Shown) -> None:
         is_paused=True,
         watched=11,
         off_s=-2.5,
+        hooks_left=3,
     )
 
     expected = {
@@ -153,6 +154,7 @@ def test_a_heartbeat_shows_how_the_host_stands(shown: Shown) -> None:
         m.FROZEN: 0,
         m.KILL_SWITCH: 1,
         m.STORM: 1,
+        m.HOOKS_LEFT: 3,
         m.WATCHED: 11,
         m.CLOCK_SKEW: -2.5,
     }

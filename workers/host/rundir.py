@@ -32,6 +32,7 @@ from workers.specs import VmSpec, check_vm_id, is_vm_id, parse_spec
 
 SOCKET_NAME = "api.sock"
 HOOKS = "hooks"
+_HOOKS_MAX_BYTES = 4 << 20  # of one VM; others may write there, and what is longer cannot be read
 _CURRENT = "current"
 _SERVED, _STOPPED, _FORGOTTEN = "served", "stopped.json", "forgotten.json"
 CONSOLE = "console.log"
@@ -138,7 +139,7 @@ class HostFiles:
         except OSError as error:
             raise Unwanted(vm_id, f"{path}: {error.strerror}") from error
         with os.fdopen(fd, "rb") as file:
-            hook = _unwanted_in(file.read())
+            hook = _unwanted_in(file.read(_HOOKS_MAX_BYTES))
         if hook is not None:
             raise Unwanted(vm_id, f"{hook} ({path})")
 

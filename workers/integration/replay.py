@@ -44,12 +44,13 @@ class JournalReplay:
     def __init__(self, settings: Settings, fleet: Fleet, vantage: Vantage) -> None:
         self._delivery = delivery_of(settings, fleet, journal_of(settings), vantage)
 
-    def __call__(self) -> None:
-        """Raises StoreUnavailable."""
+    def __call__(self) -> int:
+        """Return of how many VMs something is left to be delivered. Raises StoreUnavailable."""
         try:
             delivered = self._delivery.run(at_most=_AT_MOST)
         except OSError as error:
             _log.error("hooks cannot be read from this host's disk", error=str(error))
-            return
+            return 0
         if delivered.taken:
             _log.info("hooks of this host delivered", taken=delivered.taken, left=delivered.left)
+        return delivered.left

@@ -148,6 +148,9 @@ BUDGET_LEFT = _gauge(
 )
 FROZEN = _gauge(RELIABILITY + "state_frozen", "1: this host does not trust the data in Redis and recovers nothing.")
 KILL_SWITCH = _gauge(RELIABILITY + "kill_switch_on", "1: a file PAUSE stops every signal and spawn on this host.")
+HOOKS_LEFT = _gauge(
+    RELIABILITY + "hooks_undelivered", "VMs of which the manager told something that Redis has not taken."
+)
 STORM = _gauge(RELIABILITY + "storm_active", "1: the storm guard of this host is active.")
 WATCHED = _gauge(RELIABILITY + "watched_vmms", "VMM processes whose death this worker is told of at once.")
 CLOCK_SKEW = _gauge(RELIABILITY + "clock_skew_seconds", "This host's wall clock less that of Redis.")

@@ -101,7 +101,16 @@ class WorkerMonitor:
     def found_strays(self, number: int) -> None:
         self._strays = number
 
-    def surveyed(self, survey: HostSurvey, *, halt: Halt | None, is_paused: bool, watched: int, off_s: float) -> None:
+    def surveyed(
+        self,
+        survey: HostSurvey,
+        *,
+        halt: Halt | None,
+        is_paused: bool,
+        watched: int,
+        off_s: float,
+        hooks_left: int = 0,
+    ) -> None:
         """At each heartbeat that Redis took."""
         self._survey, self._halt, self._watched, self._off_s = survey, halt, watched, off_s
         states = survey.states
@@ -119,6 +128,7 @@ class WorkerMonitor:
             m.FROZEN: halt is not None and halt.frozen,
             m.KILL_SWITCH: is_paused,
             m.STORM: survey.storm,
+            m.HOOKS_LEFT: hooks_left,
             m.WATCHED: watched,
             m.CLOCK_SKEW: off_s,
             m.HEARTBEAT: time.time(),
