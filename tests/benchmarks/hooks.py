@@ -20,6 +20,7 @@ from pathlib import Path
 from workers.embedded import EmbeddedServer
 from workers.integration import ReliabilityManager
 from workers.settings import load
+from workers.telemetry.logging import configure_logging
 
 _CONFIG = {"driver": "firecracker", "kernel": "/images/vmlinux"}
 _GOAL_MS = 50.0
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--vms", type=int, default=200)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    configure_logging("error", "logfmt")
 
     folder = Path(tempfile.mkdtemp(prefix="hooks-"))
     try:
