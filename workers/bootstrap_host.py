@@ -141,7 +141,7 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
         return record.socket or own_socket(record.vm_id, record.generation)
 
     timeout_s = settings.health_check.timeout.total_seconds()
-    prober = EpollProber(known, vantage, socket_of=socket_of, timeout_s=timeout_s)
+    prober = EpollProber(known, vantage, socket_of=socket_of, timeout_s=timeout_s, cause_of=watcher.cause_of)
     vmm_host = LocalVmmHost(
         files,
         known,

@@ -64,6 +64,19 @@ def test_a_dead_process_is_told_before_its_socket_is_asked(host: LocalHost) -> N
     assert evidence(host, record_of(process)) is Evidence.PROCESS_ENDED
 
 
+def test_a_death_that_is_seen_before_it_is_told_has_its_cause(host: LocalHost) -> None:
+    process = host.start()
+    host.fence(process)
+    prober = EpollProber(
+        host.drivers, host.vantage, socket_of=host.socket_of, timeout_s=1, cause_of={process: "exit 152"}.get
+    )
+
+    seen = prober.look_at_process(record_of(process))
+
+    assert seen is not None
+    assert (seen.cause, seen.detail) == ("exit 152", f"pid {process.pid} ended: exit 152")
+
+
 def test_a_zombie_is_told(host: LocalHost) -> None:
     process = host.start()
     os.kill(process.pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.processes import wait_until
 from workers.domain.vm import Incarnation, Vantage
-from workers.host.identity import incarnation_of, read_vantage
+from workers.host.identity import incarnation_of, look_at, read_vantage
 from workers.host.watcher import Death, Watcher
 
 FOREVER = [sys.executable, "-S", "-I", "-c", "import signal; signal.pause()"]
@@ -104,6 +104,24 @@ def test_an_exit_status_is_told(watcher: Watcher, told: Told, vantage: Vantage) 
 
     wait_until(lambda: told.deaths, what="the death")
     assert told.deaths[0].cause == "exit 42"
+
+
+def test_who_sees_a_death_before_it_is_told_hears_its_cause_and_takes_it_from_nobody(
+    told: Told, vantage: Vantage, child: Incarnation
+) -> None:
+    watcher = Watcher(vantage, on_deaths=told.on_deaths, on_cause=told.on_cause)
+    watcher.watch("vm-1", child)
+    assert watcher.cause_of(child) is None
+
+    os.kill(child.pid, signal.SIGKILL)
+    wait_until(lambda: look_at(child, vantage), what="its end")
+    assert watcher.cause_of(child) == "signal 9"
+
+    watcher.start()
+    wait_until(lambda: told.deaths, what="the death")
+    watcher.stop()
+    assert told.deaths == [Death("vm-1", child, "signal 9")]
+    assert watcher.cause_of(child) == "signal 9", "also when a check comes later"
 
 
 def test_a_death_that_could_not_be_told_comes_again(watcher: Watcher, told: Told, child: Incarnation) -> None:

@@ -64,10 +64,13 @@ def wait_end(fd: int, timeout_s: float) -> bool:
     return bool(poll.poll(max(0, int(timeout_s * 1000))))
 
 
-def exit_cause(fd: int) -> str | None:
-    """Return `exit N` or `signal N` of an ended process, reaping it if it is our child; None where nobody knows yet."""
+def exit_cause(fd: int, *, reap: bool = True) -> str | None:
+    """Return `exit N` or `signal N` of an ended process; None where nobody knows yet.
+
+    Our own child is reaped, unless somebody else is to do that.
+    """
     try:
-        result = os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
+        result = os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG | (0 if reap else os.WNOWAIT))
     except ChildProcessError:
         return _exit_cause_of_a_stranger(fd)
     except OSError as error:

@@ -5,6 +5,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from workers.domain.vm import Incarnation, Vantage
@@ -14,6 +15,8 @@ from workers.host.pidfd import exit_cause, open_checked
 _LATE_CAUSE_S = 10.0
 _LATE_CAUSE_EVERY_S = 0.5
 _RETRY_S = 0.5
+# Of so many deaths the cause is kept for checks that see them, too.
+_CAUSES_KEPT = 2000
 # At least so often it shows that it lives.
 ROUND_S = 5.0
 
@@ -57,6 +60,7 @@ class Watcher:
         self._processes: dict[str, Incarnation] = {}
         self._late: dict[int, _Watched] = {}
         self._undelivered: list[Death] = []
+        self._causes: dict[Incarnation, str] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="vmm-watcher", daemon=True)
 
@@ -87,6 +91,16 @@ class Watcher:
         """The VMs whose process is watched: to our knowledge it lives."""
         with self._lock:
             return list(self._processes)
+
+    def cause_of(self, process: Incarnation) -> str | None:
+        """How a watched incarnation ended, for who sees that before it is told; None where it is not known."""
+        with self._lock:
+            fd = next((fd for fd, watched in self._by_fd.items() if watched.process == process), None)
+            if fd is None:
+                return self._causes.get(process)
+            with suppress(OSError):
+                return exit_cause(fd, reap=False)
+        return None
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -135,13 +149,20 @@ class Watcher:
             self._epoll.unregister(fd)
             if self._processes.get(watched.vm_id) == watched.process:
                 del self._processes[watched.vm_id]
-        cause = exit_cause(fd)
+            cause = exit_cause(fd)
+            if cause is not None:
+                self._remember(watched.process, cause)
         if cause is None:
             watched.asked_until = time.monotonic() + _LATE_CAUSE_S
             self._late[fd] = watched
         else:
             os.close(fd)
         return Death(watched.vm_id, watched.process, cause)
+
+    def _remember(self, process: Incarnation, cause: str) -> None:
+        while len(self._causes) >= _CAUSES_KEPT:
+            del self._causes[next(iter(self._causes))]
+        self._causes[process] = cause
 
     def _ask_for_late_causes(self) -> None:
         for fd, watched in list(self._late.items()):

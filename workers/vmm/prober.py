@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from workers.domain.evidence import Evidence, Observation
-from workers.domain.vm import Vantage, VmRecord
+from workers.domain.vm import Incarnation, Vantage, VmRecord
 from workers.host.identity import look_at
 from workers.vmm.conversation import Conversation
 from workers.vmm.driver import Driver, Finding
@@ -23,6 +23,9 @@ from workers.vmm.talk import CHUNK, CONNECT_EVIDENCE, connect, listener_pid
 _QUIET_S = 0.02
 # What our own limits look like; anything else that goes wrong on a connected socket is the VMM's.
 _OUR_LIMITS = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+_ENDED = frozenset({Evidence.PROCESS_ENDED, Evidence.ZOMBIE, Evidence.PID_REUSED})
 
 
 @dataclass(slots=True)
@@ -35,7 +38,10 @@ class _Talk:
 
 
 class EpollProber:
-    """`socket_of` says where the API of a record listens. Thread-safe; one probe at a time per VM."""
+    """`socket_of` says where the API of a record listens, `cause_of` how a process ended that was seen to.
+
+    Thread-safe; one probe at a time per VM.
+    """
 
     def __init__(
         self,
@@ -44,9 +50,10 @@ class EpollProber:
         *,
         socket_of: Callable[[VmRecord], str],
         timeout_s: float,
+        cause_of: Callable[[Incarnation], str | None] = lambda _process: None,
     ) -> None:
         self._drivers, self._vantage, self._socket_of = drivers, vantage, socket_of
-        self._timeout_s = timeout_s
+        self._timeout_s, self._cause_of = timeout_s, cause_of
         self._busy: set[str] = set()
         self._busy_lock = threading.Lock()
 
@@ -109,7 +116,10 @@ class EpollProber:
             against = look_at(record.process, self._vantage)
         except OSError as error:
             return Observation(Evidence.MONITOR_FAULT, f"/proc: {error}")
-        return Observation(against, f"pid {record.process.pid}") if against is not None else None
+        if against is None:
+            return None
+        pid, cause = f"pid {record.process.pid}", self._cause_of(record.process) if against in _ENDED else None
+        return Observation(against, f"{pid} ended: {cause}" if cause else pid, cause=cause)
 
     @property
     def timeout_s(self) -> float:
