@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import structlog
 
-from workers.domain.errors import ReliabilityError, StoreUnavailable
+from workers.domain.errors import StoreUnavailable
 from workers.domain.recovery import WakeUp
 from workers.domain.vm import Incarnation, State, Vantage
 from workers.host.identity import look_at
@@ -25,10 +25,6 @@ _log = structlog.get_logger(component="worker")
 
 _CHUNK = 500
 _UNWATCHED = frozenset({State.STOPPED, State.FAILED})
-
-
-class HostLost(ReliabilityError):
-    """Another worker serves this host name now."""
 
 
 class HostLease:

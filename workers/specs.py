@@ -26,7 +26,6 @@ from pydantic import (
 
 from workers.complaints import Complaint, complaints_in
 
-SPEC_SCHEMA_VERSION = 1
 ROOTFS_DRIVE_ID = "rootfs"  # the name drivers give to the drive made from `rootfs`
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

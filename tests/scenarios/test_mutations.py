@@ -121,8 +121,8 @@ MUTANTS = {
         (
             Edit(STORE, "return Modes(self._data.modes).in_force(record, self._now) is not None", "return False"),
             Edit(
-                "services/recovery.py",
-                "return snapshot.modes.in_force(record, snapshot.now_ms) if record.force is Force.PLAIN else None",
+                RECOVERY,
+                "return modes.in_force(record, now_ms) if record.force is Force.PLAIN else None",
                 "return None",
             ),
             Edit(ATTEMPT, "            raise Held(self._vm_id, held.words)\n", "            return\n"),

@@ -92,7 +92,7 @@ def held_words(modes: Modes, vm_id: str | None, host: str, now_ms: int) -> str |
     names = set(scopes_of(vm_id, host))
     if not names & modes.scopes.keys():
         return None
-    held = next(iter(modes.holds_on(vm_id or "", host, now_ms)), None)
+    held = modes.strongest_on(vm_id or "", host, now_ms)
     return f"{held.mode} ({held.scope})" if held else None
 
 

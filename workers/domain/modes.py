@@ -109,9 +109,11 @@ class Modes:
 
     def in_force(self, record: VmRecord, now_ms: int) -> InForce | None:
         """The strongest of them; None where nothing keeps anybody from acting."""
-        if not self.scopes:
-            return None
-        return next(iter(self.holds_on(record.vm_id, record.host, now_ms)), None)
+        return self.strongest_on(record.vm_id, record.host, now_ms)
+
+    def strongest_on(self, vm_id: str, host: str, now_ms: int) -> InForce | None:
+        """The same for what has no record."""
+        return next(iter(self.holds_on(vm_id, host, now_ms)), None) if self.scopes else None
 
     def is_on(self, flag: Flag, *, vm_id: str | None = None, host: str) -> bool:
         """The most specific switch decides; without any, it is on."""

@@ -7,7 +7,7 @@ from workers.domain.audit import Event, EventKind, event
 from workers.domain.backoff import delay_ms
 from workers.domain.breaker import Result
 from workers.domain.exits import ExitAction, ExitTable, action_for
-from workers.domain.modes import InForce, Mode
+from workers.domain.modes import InForce, Mode, Modes
 from workers.domain.vm import Desired, Episode, EpisodeEnd, Force, Incarnation, Reason, State, VmRecord, move
 
 ACTOR = "recovery"
@@ -16,7 +16,7 @@ _ACTED = "this request has acted already"
 _RECOVERABLE = frozenset({State.STARTING, State.UNHEALTHY, State.ORPHANED, State.RECOVERING})
 # What a plain request takes up; the others need the word that a VM which may be well is to be killed.
 _ASKABLE = _RECOVERABLE | {State.FAILED}
-_MAYBE_WELL = frozenset({State.HEALTHY, State.DEGRADED, State.UNKNOWN})
+MAYBE_WELL = frozenset({State.HEALTHY, State.DEGRADED, State.UNKNOWN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def gate(  # noqa: PLR0911 - one early return per way out
 
 
 def _may_ask(record: VmRecord, wake: WakeUp) -> bool:
-    return record.state in _ASKABLE or (wake.force is Force.KILL_HEALTHY and record.state in _MAYBE_WELL)
+    return record.state in _ASKABLE or (wake.force is Force.KILL_HEALTHY and record.state in MAYBE_WELL)
 
 
 def _why_stale(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, switched_on: bool) -> str | None:
@@ -178,7 +178,7 @@ def request(record: VmRecord, wake: WakeUp, policy: RecoveryPolicy, *, now_ms: i
     if episode is None or policy.is_exhausted(episode):
         reason = Reason.NOT_STARTED if record.state is State.STARTING else Reason.MANUAL
         episode = _new_episode(record, reason, now_ms)
-    to = State.ORPHANED if record.state in _MAYBE_WELL | {State.FAILED} else record.state
+    to = State.ORPHANED if record.state in MAYBE_WELL | {State.FAILED} else record.state
     asked = replace(episode, next_attempt_ms=now_ms, request_id=wake.request_id, force=wake.force)
     after = replace(move(record, to, now_ms=now_ms), episode=asked, last_request=wake.request_id)
     how = "" if wake.force is Force.PLAIN else f" ({wake.force})"
@@ -374,6 +374,11 @@ def hold_back(record: VmRecord, by: InForce, what: str) -> tuple[VmRecord, Event
     told = event(kind, after, actor=ACTOR, why=f"{does}: {by.words}")
     attempt = episode.attempt + 1 if episode and what == RECOVER else None
     return after, replace(told, scope=by.scope, attempt=attempt)
+
+
+def held_by(record: VmRecord, modes: Modes, now_ms: int) -> InForce | None:
+    """What keeps anybody from recovering this VM; a person's forced request goes before all of them."""
+    return modes.in_force(record, now_ms) if record.force is Force.PLAIN else None
 
 
 def is_told(record: VmRecord, by: InForce) -> bool:

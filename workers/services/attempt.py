@@ -6,8 +6,8 @@ from typing import TypeVar
 from workers.crashpoints import Point, reach
 from workers.domain.audit import Deferral, Event, EventKind, event
 from workers.domain.errors import Held, ReliabilityError, StoreUnavailable
-from workers.domain.recovery import ACTOR, RecoveryPolicy, attempt_result, fail, fail_attempt, stopped, succeed
-from workers.domain.vm import Desired, Force, Incarnation, VmRecord
+from workers.domain.recovery import ACTOR, RecoveryPolicy, attempt_result, fail, fail_attempt, held_by, stopped, succeed
+from workers.domain.vm import Desired, Incarnation, VmRecord
 from workers.ports import Change, Clock, Lease, Outcome, Snapshot, Stored, VmStore
 from workers.services.ledger import Ledger
 
@@ -101,10 +101,8 @@ class Attempt:
         self._must_not_be_held(snapshot, stored)
 
     def _must_not_be_held(self, snapshot: Snapshot, stored: Stored | None) -> None:
-        """A mode that was set meanwhile; a person's forced request goes before it. Raises Held."""
-        if stored is None or stored.record.force is not Force.PLAIN:
-            return
-        if (held := snapshot.modes.in_force(stored.record, snapshot.now_ms)) is not None:
+        """By a mode that was set meanwhile. Raises Held."""
+        if stored is not None and (held := held_by(stored.record, snapshot.modes, snapshot.now_ms)) is not None:
             raise Held(self._vm_id, held.words)
 
     def _own_record(self) -> tuple[Snapshot, Stored | None]:

@@ -12,7 +12,7 @@ from workers import queues
 from workers.domain.audit import Event, EventKind
 from workers.domain.breaker import FLEET, BreakerState
 from workers.domain.errors import Refused, UnknownVm, UnreadableRecord
-from workers.domain.recovery import RecoveryPolicy, Stale, WakeUp, gate, reset
+from workers.domain.recovery import MAYBE_WELL, RecoveryPolicy, Stale, WakeUp, gate, reset
 from workers.domain.vm import Desired, Force, State, VmRecord
 from workers.ports import Change, Halt, Outcome, Snapshot, Stored, VmStore, Written
 from workers.services.ledger import Ledger
@@ -28,7 +28,6 @@ _HINTS = {
     State.HEALTHY: "there is nothing to recover",
     State.STOPPED: "apply it with `desired: running` to start it",
 }
-_MAY_BE_WELL = frozenset({State.HEALTHY, State.DEGRADED, State.UNKNOWN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,7 @@ def _checked(reason: str | None) -> None:
 
 def _refusal(record: VmRecord, why: str) -> str:
     hint = _HINTS.get(record.state, f"see `reliability why {record.vm_id}`")
-    if record.state in _MAY_BE_WELL and record.desired is Desired.RUNNING:
+    if record.state in MAYBE_WELL and record.desired is Desired.RUNNING:
         hint += "; --kill-healthy ends and starts it all the same"
     what = f"{record.vm_id} {why.removeprefix('vm ')}" if why.startswith("vm ") else f"{record.vm_id}: {why}"
     return f"{what}: {hint}"

@@ -39,6 +39,7 @@ from workers.domain.recovery import (
     fail,
     fail_attempt,
     gate,
+    held_by,
     hold_back,
     never_again,
     request,
@@ -216,7 +217,7 @@ class Recovery:
         """A fresh look before anything is done: what lives and serves is kept, what we cannot judge is left alone."""
         record = stored.record
         self._host.check_kill_switch()
-        held = self._held_by(record, snapshot)
+        held = held_by(record, snapshot.modes, snapshot.now_ms)
         if held is not None and held.mode is Mode.PAUSED:
             return self._hold_back(stored, held, RECOVER)
         kept = self._host.kept(record.vm_id)
@@ -243,10 +244,6 @@ class Recovery:
         if record.attempt_running:
             return self._write_off(stored, snapshot, wake)
         return self._act(stored, running, kept, snapshot, wake)
-
-    def _held_by(self, record: VmRecord, snapshot: Snapshot) -> InForce | None:
-        """What keeps us from acting on it; a person's forced request goes before all of them."""
-        return snapshot.modes.in_force(record, snapshot.now_ms) if record.force is Force.PLAIN else None
 
     def _hold_back(self, stored: Stored, by: InForce, what: str) -> Result | None:
         """No message waits for the end of a mode: the sweeps find the VM when it is over. None: read it again."""

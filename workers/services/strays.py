@@ -93,7 +93,7 @@ class Strays:
         vm_id = found.running.vm_id
         if not modes.is_on(Flag.STRAY_REAPING, vm_id=vm_id, host=self._host_name):
             return False
-        held = next(iter(modes.holds_on(vm_id, self._host_name, now_ms)), None)
+        held = modes.strongest_on(vm_id, self._host_name, now_ms)
         if held is not None and held.mode is Mode.OBSERVE_ONLY:
             self._observe(found, held)
         return held is None
@@ -143,7 +143,7 @@ class Strays:
         if self._is_halted() or running.vm_id in snapshot.found or running.vm_id in snapshot.unreadable:
             raise NotAStray(running.vm_id, "there is a record of it now")
         now_ms, modes = self._modes.modes(scopes_of(running.vm_id, self._host_name))
-        for held in modes.holds_on(running.vm_id, self._host_name, now_ms):
+        if (held := modes.strongest_on(running.vm_id, self._host_name, now_ms)) is not None:
             raise Held(running.vm_id, held.words)
 
 

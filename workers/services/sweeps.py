@@ -11,8 +11,8 @@ from workers.domain.audit import EventKind, event
 from workers.domain.evidence import Observation
 from workers.domain.health import is_due
 from workers.domain.modes import Flag
-from workers.domain.recovery import is_told
-from workers.domain.vm import Desired, Force, State, VmRecord, move
+from workers.domain.recovery import held_by, is_told
+from workers.domain.vm import Desired, State, VmRecord, move
 from workers.ports import Change, Ignorance, Prober, Snapshot, Stored, Telemetry, VmHost, VmStore, Work
 from workers.services.health import HealthChecks, chunks, needs_a_place
 from workers.services.ledger import Ledger
@@ -211,9 +211,7 @@ def _is_watched(record: VmRecord, snapshot: Snapshot) -> bool:
 
 def _is_held_back(record: VmRecord, snapshot: Snapshot) -> bool:
     """Whether a mode keeps it from being acted on, and that was told: nobody need ask again before it is over."""
-    if record.held is None or record.force is not Force.PLAIN:
-        return False
-    held = snapshot.modes.in_force(record, snapshot.now_ms)
+    held = held_by(record, snapshot.modes, snapshot.now_ms) if record.held is not None else None
     return held is not None and is_told(record, held)
 
 

@@ -7,8 +7,6 @@ from workers.domain.errors import StoreUnavailable
 from workers.ports import DueChecks
 from workers.simulator.memory_server import MemoryServer
 
-_MOST_PER_MESSAGE = 500
-
 
 @dataclass(frozen=True, slots=True)
 class MemorySchedule:
