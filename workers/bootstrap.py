@@ -35,6 +35,10 @@ from workers.vmm.firecracker import FirecrackerDriver
 from workers.vmm.plugins import third_party_drivers
 from workers.vmm.qemu import QemuDriver
 
+# A VM in doubt is looked at so much sooner than the settings say, so that with messages and writes in between a hang is
+# known within the sum that they make.
+_LEAD = timedelta(milliseconds=100)
+
 
 def milliseconds(duration: timedelta) -> int:
     return int(duration.total_seconds() * 1000)
@@ -54,7 +58,7 @@ def health_policy(settings: Settings) -> HealthPolicy:
     return HealthPolicy(
         interval_ms=milliseconds(check.interval),
         timeout_ms=milliseconds(check.timeout),
-        failing_interval_ms=milliseconds(check.failing_interval),
+        failing_interval_ms=milliseconds(check.failing_interval - min(_LEAD, check.failing_interval / 5)),
         failure_threshold=check.failure_threshold,
         recovery_threshold=check.recovery_threshold,
         start_period_ms=milliseconds(check.start_period),

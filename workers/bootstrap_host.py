@@ -39,7 +39,7 @@ from workers.integration.http_host import HooksApiHost
 from workers.integration.replay import JournalReplay
 from workers.messages import CeleryWakeups, NoWakeups
 from workers.ports import StrayFound, Telemetry
-from workers.runtime import Deaths, HostLease, HostRuntime
+from workers.runtime import Deaths, HostLease, HostRuntime, watching
 from workers.services.host_services import HostPolicies, HostPorts, HostServices, host_services
 from workers.services.ledger import Ledger
 from workers.services.registry_sync import RegistrySync, SyncRules
@@ -141,7 +141,9 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
         return record.socket or own_socket(record.vm_id, record.generation)
 
     timeout_s = settings.health_check.timeout.total_seconds()
-    prober = EpollProber(known, vantage, socket_of=socket_of, timeout_s=timeout_s, cause_of=watcher.cause_of)
+    prober = EpollProber(
+        known, vantage, socket_of=socket_of, timeout_s=timeout_s, cause_of=watcher.cause_of, living=watcher.living
+    )
     vmm_host = LocalVmmHost(
         files,
         known,
@@ -180,7 +182,7 @@ def build_host_runtime(settings: Settings, app: Celery | None) -> HostRuntime:
         wakeups,
         Together(*telemetry),
         clock,
-        watch=watcher.watch,
+        watch=watching(watcher),
         trouble=trouble.now,
         sockets=lambda: files.sockets(watcher.vm_ids()),
         new_owner=lambda: uuid.uuid4().hex,

@@ -182,6 +182,7 @@ class EmbeddedServer:
             f"appendonly {'yes' if self._append_only else 'no'}",
             "appendfsync everysec",
             "maxmemory-policy noeviction",
+            "hash-max-listpack-value 2048",
         ]
         path = self.directory / _CONFIG_NAME
         path.unlink(missing_ok=True)

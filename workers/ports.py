@@ -148,6 +148,22 @@ class Written:
     intact: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What one `confirm` did at server time `now_us`; `left` are the VMs that are not as they were thought to be.
+
+    `intact`: the data are those that this host knows, or it knows none.
+    """
+
+    now_us: int
+    left: Collection[str] = ()
+    intact: bool = True
+
+    @property
+    def now_ms(self) -> int:
+        return self.now_us // 1000
+
+
 class VmStore(Protocol):
     """The records. Every method raises StoreUnavailable when the store did not answer in time."""
 
@@ -165,6 +181,14 @@ class VmStore(Protocol):
 
         `enlist` ids are put in line for an attempt, unless they stand there, are called, or have one. With
         `all_or_nothing`, one refused change leaves all others NOT_TRIED. Who is not admitted stands in line.
+        """
+        ...
+
+    def confirm(self, host: str, known: Mapping[str, int]) -> Confirmed:
+        """Renew the time of last check of those of this host's VMs whose record has the revision that is given here.
+
+        The others are left: somebody wrote, a mode is in force or a switch set on them, or the data are not those
+        that this host knows.
         """
         ...
 

@@ -64,10 +64,14 @@ class Deaths:
         self.tell: Callable[[Mapping[str, Ended]], None] | None = None
 
     def deliver(self, deaths: Sequence[Death]) -> Sequence[Death]:
-        """Return the deaths that are still to be told."""
+        """Return the deaths that are still to be told. They are told first: recovery waits for no file."""
+        left = self._told(deaths)
         for death in deaths:
             if death.cause is not None:
                 self.note_cause(death.vm_id, death.process, death.cause)
+        return left
+
+    def _told(self, deaths: Sequence[Death]) -> Sequence[Death]:
         if self.tell is None:
             return deaths
         try:
@@ -84,6 +88,19 @@ class Deaths:
                 run.write_exit(cause)
         except OSError as error:
             _log.warning("exit cause not kept", vm_id=vm_id, cause=cause, error=str(error))
+
+
+def watching(watcher: Watcher) -> Callable[[str, Incarnation], None]:
+    """`Watcher.watch` that raises nothing: whom we cannot watch (no descriptor is free) is checked, as anybody."""
+
+    def watch(vm_id: str, process: Incarnation) -> None:
+        try:
+            watcher.watch(vm_id, process)
+        except OSError as error:
+            why = error.strerror or str(error)
+            _log.warning("vmm not watched: its death is seen at its next check", vm_id=vm_id, error=why)
+
+    return watch
 
 
 def _ended(death: Death) -> Ended:
@@ -149,11 +166,12 @@ class HostRuntime:
 
     def watch_known(self) -> int:
         """Watch every process that the records of this host name; returns how many are watched."""
+        watch = watching(self.watcher)
         for part in chunks(self._store.ids(host=self.host), _CHUNK):
             for stored in self._store.read(part).found.values():
                 record = stored.record
                 if record.process is not None and record.state not in _UNWATCHED:
-                    self.watcher.watch(record.vm_id, record.process)
+                    watch(record.vm_id, record.process)
         return len(self.watcher)
 
     def check(self, vm_ids: Collection[str], deadline_ms: int | None) -> None:

@@ -51,6 +51,12 @@ def test_who_comes_second_reads_again(subject: Subject) -> None:
     assert len(subject.events()) == before
 
 
+def test_nobody_is_confirmed_where_what_holds_it_cannot_be_read(subject: Subject, server: EmbeddedServer) -> None:
+    with redis.Redis.from_url(server.url(0)) as client:
+        client.hset(f"{PREFIX}:modes", FLEET, "{not json")
+    assert set(subject.make(some_limits(), None).confirm(HOST, {"vm-1": 1}).left) == {"vm-1"}
+
+
 def test_a_read_tells_what_holds_its_vms_and_nothing_else(subject: Subject) -> None:
     for scope in (FLEET, host_scope(HOST), vm_scope("vm-1"), host_scope("host-z"), vm_scope("vm-2")):
         subject.modes.put_scope(scope, Scope(), HELD, TOLD)

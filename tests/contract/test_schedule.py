@@ -90,6 +90,42 @@ def test_vms_of_one_host_share_a_message_up_to_its_size(client: redis.Redis) -> 
     assert sizes == [("host-a", 5), ("host-a", 10), ("host-a", 10), ("host-b", 1)]
 
 
+def test_a_claim_says_that_there_is_more_also_where_nobody_lives_to_be_told(client: redis.Redis) -> None:
+    put(client, "vm-1", "vm-2", "vm-3")
+    schedule = a_schedule(client)
+
+    assert schedule.claim(2).next_in_ms == 0
+    assert schedule.claim(2).next_in_ms
+
+
+def test_one_claim_moves_on_or_forgets_thousands(client: redis.Redis) -> None:
+    serve(client)
+    ids = [f"vm-{n}" for n in range(1300)]
+    put(client, *ids)
+    client.zadd("rel:due", {f"gone-{n}": 0 for n in range(1300)})
+    schedule = a_schedule(client)
+
+    assert sorted(claimed(schedule, limit=5000)) == sorted(ids)
+    assert claimed(schedule, limit=5000) == []
+    assert client.zcard("rel:due") == len(ids) + len(SWEEPS)
+
+
+def test_each_vm_of_a_big_host_keeps_its_place_among_several(client: redis.Redis) -> None:
+    serve(client)
+    put(client, *[f"vm-{n}" for n in range(40)])
+
+    def places() -> dict[bytes, float]:
+        a_schedule(client, per_message=10).claim(1000)
+        due = cast("list[tuple[bytes, float]]", client.zrange("rel:due", 0, -1, withscores=True))
+        return {member: score % 30_000 for member, score in due if member.startswith(b"vm-")}
+
+    before = places()
+    client.zadd("rel:due", dict.fromkeys(before, 0))
+
+    assert places() == before
+    assert len(set(before.values())) == 4
+
+
 def test_a_fleet_is_spread_over_the_interval_and_each_vm_keeps_its_place(client: redis.Redis) -> None:
     hosts = [f"host-{n}" for n in range(100)]
     for host in hosts:

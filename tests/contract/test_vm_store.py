@@ -22,13 +22,17 @@ from tests.support.builders import (
 from tests.support.fakes import FakeMemory
 from tests.support.servers import RedisFlavour
 from tests.support.stores import LEASE_MS, Subject, memory_subject, redis_subject
-from workers.domain.audit import EventKind, event
+from workers.domain.audit import Event, EventKind, event
 from workers.domain.breaker import Call, Result, calls_of
 from workers.domain.epoch import Known
 from workers.domain.errors import UnknownVm
+from workers.domain.modes import FLEET, Flag, Hold, Mode, Scope, Switch, host_scope, vm_scope
 from workers.domain.storm import Loss
 from workers.domain.vm import State, VmRecord
 from workers.ports import Called, Change, Halt, Lease, Outcome, Take, VmStore, Written
+
+MODE_TOLD = Event(EventKind.MODE, "", "", "alice", "network work")
+HELD = Scope((Hold("h1", Mode.PAUSED, "alice", "network work", NOW_MS),))
 
 
 @pytest.fixture(params=["memory", *RedisFlavour])
@@ -158,6 +162,68 @@ def test_seen_vms_only_get_the_time_of_their_last_check(store: VmStore) -> None:
     assert list(after.found) == ["vm-1"]
     assert after.found["vm-1"].rev == before.found["vm-1"].rev
     assert (after.found["vm-1"].checked_ms or 0) >= before.now_ms
+
+
+def test_who_is_as_the_host_knows_gets_the_time_of_its_check_and_the_others_are_told(store: VmStore) -> None:
+    put(store, a_vm("vm-1"), a_vm("vm-2"))
+    before = store.read(["vm-1"])
+    assert only(store, Change("vm-2", 1, a_vm("vm-2", fails=1))) is Outcome.DONE
+
+    confirmed = store.confirm(HOST, {"vm-1": 1, "vm-2": 1, "vm-forgotten": 1})
+
+    after = store.read(["vm-1", "vm-2"])
+    assert (set(confirmed.left), confirmed.intact) == ({"vm-2", "vm-forgotten"}, True)
+    assert before.now_ms <= (after.found["vm-1"].checked_ms or 0) <= confirmed.now_ms
+    assert after.found["vm-1"].rev == 1
+    assert after.found["vm-2"].checked_ms is None
+    assert store.ids() == ["vm-1", "vm-2"]
+
+
+def test_a_long_number_of_writes_is_still_compared_exactly(store: VmStore) -> None:
+    put(store, a_vm())
+    for rev in range(1, 12):
+        assert only(store, Change("vm-1", rev, a_vm())) is Outcome.DONE
+    assert not store.confirm(HOST, {"vm-1": 12}).left
+    assert set(store.confirm(HOST, {"vm-1": 1}).left) == {"vm-1"}
+
+
+@pytest.mark.parametrize("unknown", [Known("other"), Known("", "9999999999999-0")])
+def test_nobody_is_as_known_in_data_that_are_not_those_the_host_knows(subject: Subject, unknown: Known) -> None:
+    store, memory = remembering(subject)
+    put(store, a_vm())
+    assert not store.confirm(HOST, {"vm-1": 1}).left
+    assert memory.known is not None
+    memory.known = replace(unknown, epoch=unknown.epoch or memory.known.epoch)
+
+    confirmed = store.confirm(HOST, {"vm-1": 1})
+
+    assert (set(confirmed.left), confirmed.intact) == ({"vm-1"}, False)
+
+
+@pytest.mark.parametrize("scope", [FLEET, host_scope(HOST), vm_scope("vm-1")])
+@pytest.mark.parametrize("setting", [HELD, Scope(switches=(Switch(Flag.HEALTH_CHECKS, False, "bob", "", NOW_MS),))])  # noqa: FBT003
+def test_who_is_held_or_switched_is_not_confirmed(subject: Subject, scope: str, setting: Scope) -> None:
+    store = subject.make(some_limits(), None)
+    put(store, a_vm())
+    assert not store.confirm(HOST, {"vm-1": 1}).left
+
+    subject.modes.put_scope(scope, Scope(), setting, MODE_TOLD)
+
+    assert set(store.confirm(HOST, {"vm-1": 1}).left) == {"vm-1"}
+
+
+def test_what_holds_another_vm_or_has_ended_keeps_nobody_from_being_confirmed(subject: Subject) -> None:
+    ended = Scope((Hold("h1", Mode.MAINTENANCE, "alice", "disk", NOW_MS, until_ms=NOW_MS + 1000, settle_ms=500),))
+    for scope, set_ in ((vm_scope("vm-2"), HELD), (host_scope("host-z"), HELD), (host_scope(HOST), ended)):
+        subject.modes.put_scope(scope, Scope(), set_, MODE_TOLD)
+    store = subject.make(some_limits(), None)
+    put(store, a_vm())
+
+    assert set(store.confirm(HOST, {"vm-1": 1}).left) == {"vm-1"}
+    subject.pass_time(1400)
+    assert set(store.confirm(HOST, {"vm-1": 1}).left) == {"vm-1"}, "what was in maintenance is only observed at first"
+    subject.pass_time(100)
+    assert not store.confirm(HOST, {"vm-1": 1}).left
 
 
 def test_a_deleted_record_is_gone_from_every_index(store: VmStore) -> None:

@@ -1,10 +1,13 @@
 """The prober on real sockets and processes: each kind of trouble is told apart, and one hung VM delays no other."""
 
 import errno
+import fcntl
 import os
 import resource
 import signal
 import socket
+import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +23,8 @@ from tests.support.standin import Reply, Standin
 from workers.domain.evidence import Evidence, Observation
 from workers.domain.vm import Incarnation, VmRecord
 from workers.host.identity import incarnation_of
+from workers.vmm.conversation import Conversation
+from workers.vmm.driver import Finding
 from workers.vmm.prober import EpollProber
 
 
@@ -228,7 +233,7 @@ def test_a_refusal_sent_before_we_asked_is_read_although_we_can_send_no_more(hos
     record = a_vm(process=me, socket=str(path))
     with listener_of_ours(path, 5) as listener:
         prober = host.prober(5)
-        looked = prober.look(record)
+        looked = prober.look(record, {})
         assert not isinstance(looked, Observation)
         peer, _ = listener.accept()
         peer.sendall(refusal)
@@ -327,3 +332,123 @@ def test_nothing_is_kept_open_after_a_look(host: LocalHost) -> None:
 def test_a_driver_nobody_has_here_is_a_fault_of_the_monitor(host: LocalHost) -> None:
     record = replace(record_of(host.start()), driver="cloud-hypervisor")
     assert evidence(host, record) is Evidence.MONITOR_FAULT
+
+
+def test_another_answer_than_last_time_is_found_out(host: LocalHost) -> None:
+    prober, record = host.prober(), record_of(host.start())
+    for state, expected in (("Resumed", Evidence.ANSWERS), ("Paused", Evidence.DRIFT), ("Resumed", Evidence.ANSWERS)):
+        assert call(host, "vm-1", "PATCH", "/vm", {"state": state}).status == 204
+        assert [look(prober, record)["vm-1"].evidence for _ in range(3)] == [expected] * 3
+
+
+def test_a_vm_that_dies_after_its_process_was_looked_at_is_dead_and_not_unreachable(host: LocalHost) -> None:
+    process = host.start()
+    prober = host.prober(living=lambda: {"vm-1": process})
+    record = record_of(process)
+    assert look(prober, record)["vm-1"].evidence is Evidence.ANSWERS
+
+    host.fence(process)
+
+    assert look(prober, record)["vm-1"].evidence is Evidence.PROCESS_ENDED
+
+
+def test_a_process_that_lives_is_not_looked_up_again(host: LocalHost) -> None:
+    """The watcher knows: then /proc is not read, not even where it would speak against this incarnation."""
+    process = replace(host.start(), start_ticks=1)
+    assert look(host.prober(), record_of(process))["vm-1"].evidence is Evidence.PID_REUSED
+    prober = host.prober(living=lambda: {"vm-1": replace(process)})
+    assert look(prober, record_of(process))["vm-1"].evidence is Evidence.ANSWERS
+    younger = replace(process, start_ticks=2)
+    assert look(prober, record_of(younger))["vm-1"].evidence is Evidence.PID_REUSED, "it is another one that lives"
+
+
+class Chatty:
+    """Greets, is asked, and answers, in as many pieces as it likes: ends at the full stop of the second sentence."""
+
+    name, exits = "chatty", ()
+
+    def __init__(self, *, stateless_probe: bool) -> None:
+        self.stateless_probe = stateless_probe
+        self.heard: list[bytes] = []
+
+    def probe(self, vm_id: str) -> Conversation[Finding]:
+        del vm_id
+        heard = yield b""
+        self.heard.append(heard)
+        while not heard.endswith(b"."):
+            heard += yield b""
+        answer = yield b"and?"
+        self.heard.append(answer)
+        while not answer.endswith(b"."):
+            answer += yield b""
+        return Evidence.ANSWERS if answer == b"I am well." else Evidence.DRIFT, answer.decode()
+
+
+def talks(
+    host: LocalHost, folder: Path, driver: Chatty, *sayings: tuple[list[bytes], list[bytes]]
+) -> list[Observation]:
+    """What is seen of a VM that says these pieces of its two sentences, one pair at each look."""
+    path, me = folder / "chatty.sock", incarnation_of(os.getpid(), host.vantage)
+    prober = host.prober(5, chatty=driver)  # type: ignore[arg-type] # only what a probe needs
+    record = a_vm(process=me, socket=str(path), driver="chatty")
+    seen = []
+    with listener_of_ours(path, 5) as listener:
+        for greeting, answer in sayings:
+
+            def serve(greeting: list[bytes] = greeting, answer: list[bytes] = answer) -> None:
+                peer, _ = listener.accept()
+                with peer:
+                    for pieces in (greeting, answer):
+                        for piece in pieces:
+                            peer.sendall(piece)
+                            wait_until(lambda: not unread(peer), what="the piece to be read")
+                        if pieces is greeting:
+                            assert peer.recv(100) == b"and?"
+
+            server = threading.Thread(target=serve)
+            server.start()
+            seen.append(look(prober, record)["vm-1"])
+            server.join()
+    return seen
+
+
+def unread(peer: socket.socket) -> int:
+    """How many bytes the other end has not taken yet (SIOCOUTQ, unix(7))."""
+    return int.from_bytes(fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+WHOLE = ([b"Hello."], [b"I am well."])
+IN_PIECES = ([b"Hel", b"lo."], [b"I am ", b"well."])
+UNWELL = ([b"Hello."], [b"I am ", b"tired."])
+
+
+def test_a_driver_that_vouches_for_it_hears_again_only_what_is_new(host: LocalHost, tmp_path: Path) -> None:
+    driver = Chatty(stateless_probe=True)
+
+    seen = talks(host, tmp_path, driver, WHOLE, WHOLE, IN_PIECES, IN_PIECES, UNWELL, UNWELL, WHOLE)
+
+    drift = [Evidence.ANSWERS] * 4 + [Evidence.DRIFT] * 2 + [Evidence.ANSWERS]
+    assert [(each.evidence, each.detail) for each in seen] == [
+        (evidence, "I am tired." if evidence is Evidence.DRIFT else "I am well.") for evidence in drift
+    ]
+    assert len(driver.heard) == 2 * 5, "the second and the fourth look said what the one before had said"
+
+
+def test_a_driver_that_does_not_vouch_for_it_hears_everything(host: LocalHost, tmp_path: Path) -> None:
+    driver = Chatty(stateless_probe=False)
+    assert {each.evidence for each in talks(host, tmp_path, driver, WHOLE, WHOLE, WHOLE)} == {Evidence.ANSWERS}
+    assert driver.heard == [b"Hello.", b"I am well."] * 3
+
+
+class Mute(Chatty):
+    def probe(self, vm_id: str) -> Conversation[Finding]:
+        yield from () if vm_id else (b"",)
+        return Evidence.MONITOR_FAULT, "broken"
+
+
+def test_a_driver_that_finds_without_asking_is_heard(host: LocalHost, tmp_path: Path) -> None:
+    path, me = tmp_path / "mute.sock", incarnation_of(os.getpid(), host.vantage)
+    prober = host.prober(5, mute=Mute(stateless_probe=False))  # type: ignore[arg-type] # only what a probe needs
+    with listener_of_ours(path, 5):
+        seen = look(prober, a_vm(process=me, socket=str(path), driver="mute"))["vm-1"]
+    assert (seen.evidence, seen.detail) == (Evidence.MONITOR_FAULT, "broken")

@@ -49,7 +49,18 @@ ME = HostWorker("me", HOST, a_process(), 0, "1")
 # Which scripts each role runs. A new script has to stand here for somebody.
 RUNS = {
     Role.HOOK: {"read", "write", "put_scope"},
-    Role.WORKER: {"read", "write", "put_scope", "tend", "renew", "host_lease", "budget", "epoch", "survey_host"},
+    Role.WORKER: {
+        "read",
+        "write",
+        "confirm",
+        "put_scope",
+        "tend",
+        "renew",
+        "host_lease",
+        "budget",
+        "epoch",
+        "survey_host",
+    },
     Role.BEAT: {"claim", "survey_fleet"},
     Role.OPERATOR: {"read", "write", "epoch", "put_scope", "set_breaker", "survey_host", "survey_fleet"},
     Role.READONLY: {"read", "survey_host", "survey_fleet"},

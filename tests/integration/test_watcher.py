@@ -1,6 +1,7 @@
 """The watcher: deaths told at once, with cause, also of processes that are not our children."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tests.support.processes import wait_until
 from workers.domain.vm import Incarnation, Vantage
 from workers.host.identity import incarnation_of, look_at, read_vantage
 from workers.host.watcher import Death, Watcher
+from workers.runtime import watching
 
 FOREVER = [sys.executable, "-S", "-I", "-c", "import signal; signal.pause()"]
 
@@ -213,3 +215,44 @@ def test_it_stops_promptly_with_vmms_under_watch(told: Told, vantage: Vantage, c
     made.stop()
     assert not made.is_alive
     assert "vmm-watcher" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_who_has_ended_is_not_among_the_living_before_it_is_told(
+    told: Told, vantage: Vantage, child: Incarnation
+) -> None:
+    me = incarnation_of(os.getpid(), vantage)
+    assert me is not None
+    quiet = Watcher(vantage, on_deaths=told.on_deaths, on_cause=told.on_cause)
+    quiet.watch("vm-1", child)
+    quiet.watch("vm-2", me)
+    assert dict(quiet.living()) == {"vm-1": child, "vm-2": me}
+
+    os.kill(child.pid, signal.SIGKILL)
+
+    wait_until(lambda: dict(quiet.living()) == {"vm-2": me}, what="the death to be seen")
+    assert told.deaths == []
+    quiet.start()
+    wait_until(lambda: bool(told.deaths), what="the death to be told: who asks takes nothing away")
+    assert dict(quiet.living()) == {"vm-2": me}
+    quiet.stop()
+    assert dict(quiet.living()) == {}
+
+
+def test_whom_a_host_without_descriptors_cannot_watch_it_watches_as_soon_as_one_is_free(
+    watcher: Watcher, child: Incarnation
+) -> None:
+    watch = watching(watcher)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        watch("vm-1", child)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(watcher) == 0
+    assert dict(watcher.living()) == {}
+
+    watch("vm-1", child)
+
+    assert len(watcher) == 1
+    os.kill(child.pid, signal.SIGKILL)
+    wait_until(lambda: len(watcher) == 0, what="the death")

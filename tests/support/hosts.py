@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +49,11 @@ class LocalHost:
     def faults(self, vm_id: str, text: str) -> None:
         (self.folder / "faults" / f"{vm_id}.json").write_text(text, encoding="utf-8")
 
-    def prober(self, timeout_s: float = 1.0) -> EpollProber:
-        return EpollProber(self.drivers, self.vantage, socket_of=self.socket_of, timeout_s=timeout_s)
+    def prober(
+        self, timeout_s: float = 1.0, living: Callable[[], Mapping[str, Incarnation]] = dict, **drivers: Driver
+    ) -> EpollProber:
+        known = self.drivers | drivers
+        return EpollProber(known, self.vantage, socket_of=self.socket_of, timeout_s=timeout_s, living=living)
 
     def socket_of(self, record: VmRecord) -> str:
         return record.socket or str(self.files.run(record.vm_id, record.generation).socket)

@@ -1,10 +1,13 @@
 """Health checks and sweeps against fakes: batches, deadlines, and who is woken."""
 
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
 from tests.support.builders import (
+    HOST,
     NOW_MS,
     a_lost_vm,
     a_process,
@@ -13,10 +16,14 @@ from tests.support.builders import (
 )
 from tests.support.fakes import Wake, World
 from workers.domain.audit import EventKind
+from workers.domain.epoch import Known
 from workers.domain.errors import StoreUnavailable
 from workers.domain.evidence import Evidence, Verdict
-from workers.domain.vm import Desired, State, VmRecord
-from workers.ports import Change, Ended, Take
+from workers.domain.modes import FLEET, Hold, Mode, Scope, host_scope, vm_scope
+from workers.domain.vm import Desired, Reason, State, VmRecord
+from workers.ports import Change, Confirmed, Ended, Snapshot, Take, Written
+from workers.services.health import CheckReport, HealthChecks
+from workers.simulator.memory_store import MemoryVmStore
 
 
 @pytest.fixture
@@ -58,6 +65,160 @@ def test_late_messages_are_dropped_cheaply_and_the_first_timely_one_is_served(wo
 
     assert (report.late, report.checked) == (False, 1)
     assert world.state() is State.ORPHANED
+
+
+class CountedStore(MemoryVmStore):
+    """Counts round trips; `meanwhile` happens after a look and before what it found is written or confirmed."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.server, world.limits, world.memory)
+        self.calls: list[str] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def read(self, vm_ids: Collection[str], *, with_specs: bool = False) -> Snapshot:
+        self.calls.append("read")
+        return super().read(vm_ids, with_specs=with_specs)
+
+    def write(self, changes: Sequence[Change], **more: Any) -> Written:
+        self.calls.append("write")
+        return super().write(changes, **more)
+
+    def confirm(self, host: str, known: Mapping[str, int]) -> Confirmed:
+        self.calls.append("confirm")
+        self.meanwhile()
+        return super().confirm(host, known)
+
+
+@dataclass
+class Watchful:
+    """A host whose worker has checked 20 VMs so often that one more pass says nothing new."""
+
+    world: World
+    store: CountedStore
+    checks: HealthChecks
+    ids: list[str]
+
+    def check(self, deadline_ms: int | None = None) -> CheckReport:
+        self.store.calls.clear()
+        return self.checks.check(self.ids, deadline_ms)
+
+    def change(self, vm_id: str, **changes: Any) -> None:
+        row = self.world.rows[vm_id]
+        row.record, row.rev = replace(row.record, **changes), row.rev + 1
+
+
+@pytest.fixture
+def watchful(world: World) -> Watchful:
+    ids = [f"vm-{number}" for number in range(20)]
+    for vm_id in ids:
+        world.boot(vm_id)
+    store = CountedStore(world)
+    made = Watchful(world, store, world.join(store=store).checks, ids)
+    for _ in range(4):
+        assert made.check().verdicts == {Verdict.PASS: 20}
+    world.telemetry.looks.clear()
+    return made
+
+
+def test_vms_that_were_well_and_are_well_cost_one_round_trip_together(watchful: Watchful) -> None:
+    watchful.world.clock.advance(30_000)
+
+    report = watchful.check(deadline_ms=NOW_MS + 60_000)
+
+    assert watchful.store.calls == ["confirm"]
+    assert report.verdicts == {Verdict.PASS: 20}
+    assert {watchful.world.rows[vm_id].checked_ms for vm_id in watchful.ids} == {NOW_MS + 30_000}
+    assert watchful.world.telemetry.looks == [(vm_id, Evidence.ANSWERS) for vm_id in watchful.ids]
+
+
+def test_one_that_was_well_and_is_dead_is_found_among_them(watchful: Watchful) -> None:
+    watchful.world.host.kill("vm-7")
+    report = watchful.check()
+    assert report.verdicts == {Verdict.PASS: 19, Verdict.FAIL: 1}
+    assert watchful.world.state("vm-7") is State.ORPHANED
+    assert [wake.vm_id for wake in watchful.world.wakeups.recovers] == ["vm-7"]
+
+
+def test_a_look_counts_for_the_record_as_it_is_by_then(watchful: Watchful) -> None:
+    """Somebody wrote since the record was read: it is read again, and the look is judged on that."""
+    watchful.store.meanwhile = lambda: watchful.change("vm-7", fails=1, doubt=Reason.HEALTH_CHECK_FAILED)
+
+    assert watchful.check().verdicts == {Verdict.PASS: 20}
+
+    assert watchful.store.calls == ["confirm", "read", "write"]
+    assert watchful.world.rows["vm-7"].record.fails == 0
+
+
+@pytest.mark.parametrize("changes", [{"host": "host-b"}, {"process": a_process(pid=5)}])
+def test_a_look_means_nothing_for_a_record_that_is_about_something_else_by_then(
+    watchful: Watchful, changes: dict[str, Any]
+) -> None:
+    watchful.world.host.kill("vm-7")
+    watchful.store.meanwhile = lambda: watchful.change("vm-7", **changes)
+
+    assert watchful.check().verdicts == {Verdict.PASS: 19}
+
+    assert watchful.world.state("vm-7") is State.HEALTHY
+    assert watchful.world.wakeups.recovers == []
+
+
+def test_a_vm_that_is_to_be_stopped_by_then_is_not_called_lost(watchful: Watchful) -> None:
+    watchful.world.host.kill("vm-7")
+    watchful.change("vm-7", desired=Desired.STOPPED)
+    watchful.check()
+    assert watchful.world.wakeups.stops == ["vm-7"]
+    assert watchful.world.wakeups.recovers == []
+
+
+def test_vms_that_are_gone_are_neither_confirmed_nor_made_anew(watchful: Watchful) -> None:
+    del watchful.world.rows["vm-7"]
+    assert watchful.check().checked == 19
+    assert "vm-7" not in watchful.world.rows
+
+
+@pytest.mark.parametrize("scope", [FLEET, host_scope(HOST), vm_scope("vm-7")])
+def test_a_pause_counts_for_those_that_were_well_too(watchful: Watchful, scope: str) -> None:
+    hold = Hold("h1", Mode.PAUSED, "alice", "disk work", NOW_MS)
+    watchful.world.server.contents.modes[scope] = Scope((hold,))
+    watchful.world.host.kill("vm-7")
+
+    watchful.check()
+    watchful.check()
+
+    assert watchful.world.state("vm-7") is State.HEALTHY
+    assert watchful.world.wakeups.recovers == []
+    assert "vm-7" not in watchful.checks._known_well
+
+
+def test_records_are_read_anew_where_the_data_are_not_those_that_the_host_knows(watchful: Watchful) -> None:
+    watchful.world.memory.known = Known("another", "0-0")
+    assert watchful.check().verdicts == {Verdict.PASS: 20}
+    assert watchful.store.calls == ["confirm", "read", "write"]
+
+
+def test_what_was_known_of_a_vm_is_dropped_with_it(watchful: Watchful) -> None:
+    watchful.checks.keep_only(["vm-3"])
+    assert set(watchful.checks._known_well) == {"vm-3"}
+
+
+def test_a_message_that_is_late_costs_its_time_alone(watchful: Watchful) -> None:
+    watchful.world.clock.advance(30_000)
+    assert watchful.check(deadline_ms=NOW_MS + 29_999).late
+    assert watchful.store.calls == ["read"]
+    assert {watchful.world.rows[vm_id].checked_ms for vm_id in watchful.ids} == {NOW_MS}
+
+
+@pytest.mark.parametrize("jump_ms", [-3_600_000, 3_600_000])
+def test_a_jump_of_the_servers_clock_costs_no_check(watchful: Watchful, jump_ms: int) -> None:
+    """Deadlines are in server time, of which the host only remembers how it passed."""
+    before = watchful.world.server._now_us
+    watchful.world.server._now_us = lambda: before() + jump_ms * 1000
+
+    for _ in range(2):
+        report = watchful.check(deadline_ms=NOW_MS + jump_ms + 30_000)
+        assert (report.late, report.checked) == (False, 20)
+
+    assert {watchful.world.rows[vm_id].checked_ms for vm_id in watchful.ids} == {NOW_MS + jump_ms}
 
 
 def test_ids_that_are_unknown_or_of_another_host_are_left_out(world: World) -> None:

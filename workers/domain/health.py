@@ -7,7 +7,7 @@ from workers.domain.audit import Event, EventKind, event
 from workers.domain.evidence import Evidence, Observation, Ruling, Verdict
 from workers.domain.recovery import CrashPolicy, lose, withdraw
 from workers.domain.storm import Loss
-from workers.domain.vm import Desired, Reason, State, VmRecord, move
+from workers.domain.vm import Desired, Episode, EpisodeEnd, Reason, State, VmRecord, move
 
 ACTOR = "health_check"
 
@@ -78,14 +78,20 @@ def _judge_stopped(record: VmRecord, ruling: Ruling) -> Judgement:
     return Judgement(record, stop_due=is_gone and record.state is not State.STOPPED)
 
 
+def is_known_well(record: VmRecord, policy: HealthPolicy) -> bool:
+    """Whether a check that passes says nothing new, whenever it comes: nothing follows from it."""
+    if record.desired is Desired.STOPPED or record.state is not State.HEALTHY or record.attempt_running:
+        return False
+    return record.passes == policy.recovery_threshold and record.fails == 0 and record.doubt is None
+
+
 def _passed(record: VmRecord, policy: HealthPolicy, now_ms: int) -> Judgement:
-    known_well = record.passes == policy.recovery_threshold and record.fails == 0 and record.doubt is None
-    if record.state is State.HEALTHY and known_well:
+    if is_known_well(record, policy):
         return Judgement(record)
     passes = min(record.passes + 1, policy.recovery_threshold)
     seen = replace(record, fails=0, passes=passes, doubt=None)
     if record.state is State.HEALTHY:
-        return Judgement(seen)
+        return Judgement(replace(seen, episode=_worth_keeping(record.episode)))
     needed = 1 if record.state in _ONE_PASS_IS_ENOUGH else policy.recovery_threshold
     if passes < needed:
         return Judgement(seen, look_again_ms=policy.failing_interval_ms)
@@ -94,6 +100,12 @@ def _passed(record: VmRecord, policy: HealthPolicy, now_ms: int) -> Judgement:
     ended = after.episode if record.open_episode else None
     told = event(EventKind.TRANSITION, after, actor=ACTOR, why=why, before=record.state, ended=ended)
     return Judgement(after, (told,))
+
+
+def _worth_keeping(episode: Episode | None) -> Episode | None:
+    """Nothing ever follows from a first start that went well; in most records it would be the only episode."""
+    is_over = episode is not None and episode.reason is Reason.NOT_STARTED and episode.end is EpisodeEnd.RECOVERED
+    return None if is_over else episode
 
 
 def _failed(record: VmRecord, ruling: Ruling, seen: Observation, policy: HealthPolicy, now_ms: int) -> Judgement:

@@ -74,6 +74,10 @@ class Scope:
     def is_unreadable(self) -> bool:
         return any(hold.id == UNREADABLE for hold in self.holds)
 
+    def says_something(self, now_ms: int) -> bool:
+        """Whether anything is switched here, or held now."""
+        return bool(self.switches) or any(hold.mode_at(now_ms) for hold in self.holds)
+
     def without_ended(self, now_ms: int) -> "Scope":
         return Scope(tuple(hold for hold in self.holds if hold.mode_at(now_ms)), self.switches)
 
@@ -131,6 +135,11 @@ class Modes:
             return True
         held = self.in_force(record, now_ms)
         return held is None or held.mode is not Mode.PAUSED
+
+    def say_nothing_of(self, record: VmRecord, now_ms: int) -> bool:
+        """Whether no mode is in force and nothing switched on this VM, its host and the fleet."""
+        places = scopes_of(record.vm_id, record.host) if self.scopes else ()
+        return not any(self.scopes.get(name, Scope()).says_something(now_ms) for name in places)
 
     def has_on(self, flag: Flag, record: VmRecord) -> bool:
         return self.is_on(flag, vm_id=record.vm_id, host=record.host)

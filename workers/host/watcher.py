@@ -4,7 +4,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -68,7 +68,8 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopping = True
+        with self._lock:
+            self._stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join(timeout=5)
         for fd in (*self._by_fd, *self._late):
@@ -92,6 +93,20 @@ class Watcher:
         with self._lock:
             return list(self._processes)
 
+    def living(self) -> Mapping[str, Incarnation]:
+        """The watched processes that the kernel has not reported as ended up to this moment, by VM id.
+
+        One question for all of them, where /proc would have to be read for each; a zombie has ended, too.
+        """
+        with self._lock:
+            if self._stopping:
+                return {}
+            ended = {fd for fd, _ in self._epoll.poll(0, max(1, len(self._by_fd)))} - {self._wake}
+            if not ended:
+                return self._processes
+            gone = {self._by_fd[fd].vm_id for fd in ended if fd in self._by_fd}
+            return {vm_id: process for vm_id, process in self._processes.items() if vm_id not in gone}
+
     def cause_of(self, process: Incarnation) -> str | None:
         """How a watched incarnation ended, for who sees that before it is told; None where it is not known."""
         with self._lock:
@@ -107,25 +122,35 @@ class Watcher:
 
     def watch(self, vm_id: str, process: Incarnation) -> None:
         """Watch this incarnation, in place of an older one of the same VM; again is harmless. Raises OSError."""
-        if self._processes.get(vm_id) == process or not self._vantage.shares_place(process):
+        if self._processes.get(vm_id) is process or not self._vantage.shares_place(process):
             return
         with self._lock:
-            if self._processes.get(vm_id) == process or self._stopping:
+            if self._processes.get(vm_id) == process:
+                # Equal is enough; the same is cheaper to compare next time.
+                self._processes[vm_id] = process
+                return
+            if self._stopping:
                 return
             fd = open_checked(process, self._vantage)
             if fd is None:
                 self._undelivered.append(Death(vm_id, process, None))
                 os.eventfd_write(self._wake, 1)
                 return
+            try:
+                self._epoll.register(fd, select.EPOLLIN)
+            except OSError:
+                # Nobody may take it for watched, and so for alive.
+                os.close(fd)
+                raise
             self._processes[vm_id] = process
             self._by_fd[fd] = _Watched(vm_id, process)
-            self._epoll.register(fd, select.EPOLLIN)
 
     def _run(self) -> None:
         while not self._stopping:
             self._on_round()
             ready = self._epoll.poll(self._patience())
-            deaths = [death for fd, _ in ready if (death := self._ended(fd))]
+            known_at = time.monotonic()
+            deaths = [death for fd, _ in ready if (death := self._ended(fd, known_at))]
             with self._lock:
                 deaths += self._undelivered
                 self._undelivered = []
@@ -140,7 +165,7 @@ class Watcher:
             return _RETRY_S
         return _LATE_CAUSE_EVERY_S if self._late else ROUND_S
 
-    def _ended(self, fd: int) -> Death | None:
+    def _ended(self, fd: int, known_at: float) -> Death | None:
         if fd == self._wake:
             os.eventfd_read(self._wake)
             return None
@@ -157,7 +182,7 @@ class Watcher:
             self._late[fd] = watched
         else:
             os.close(fd)
-        return Death(watched.vm_id, watched.process, cause)
+        return Death(watched.vm_id, watched.process, cause, known_at)
 
     def _remember(self, process: Incarnation, cause: str) -> None:
         while len(self._causes) >= _CAUSES_KEPT:

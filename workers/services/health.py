@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from workers.crashpoints import Point, reach
 from workers.domain.evidence import Evidence, Observation, Sockets, Verdict, doubt_the_monitor, doubtful
-from workers.domain.health import HealthPolicy, Judgement, judge, weigh
+from workers.domain.health import HealthPolicy, Judgement, is_known_well, judge, weigh
 from workers.domain.modes import Flag
 from workers.domain.vm import Incarnation, VmRecord
 from workers.ports import Change, Clock, Ended, Ignorance, Outcome, Prober, Snapshot, Stored, Telemetry, VmStore, Work
@@ -14,6 +14,8 @@ from workers.services.ledger import Ledger
 # A sweep of the run directory, or a look from the wrong place, takes many sockets at once: then we doubt ourselves.
 _DOUBT_AT_LEAST = 5
 _DOUBT_SHARE = 0.5
+_WELL = Evidence.ANSWERS
+_NOTHING_READ = Snapshot(0, {})
 
 Watch = Callable[[str, Incarnation], None]
 
@@ -24,10 +26,26 @@ class CheckReport:
     verdicts: dict[Verdict, int] = field(default_factory=dict)
     late: bool = False
 
-    def count(self, seen: Observation) -> None:
-        self.checked += 1
-        verdict = seen.ruling.verdict
-        self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1
+    def count(self, verdict: Verdict, number: int = 1) -> None:
+        self.checked += number
+        if number:
+            self.verdicts[verdict] = self.verdicts.get(verdict, 0) + number
+
+
+class _ServerTime:
+    """What time it is in Redis, by what it said last and what passed here since."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead_ms: float | None = None
+
+    def heard(self, now_ms: int) -> int:
+        self._ahead_ms = now_ms - self._clock.monotonic() * 1000
+        return now_ms
+
+    def now_ms(self) -> int | None:
+        """None before anything was heard."""
+        return None if self._ahead_ms is None else int(self._clock.monotonic() * 1000 + self._ahead_ms)
 
 
 class HealthChecks:
@@ -55,7 +73,9 @@ class HealthChecks:
         self._store, self._prober, self._ledger, self._telemetry = store, prober, ledger, telemetry
         self._host, self._policy, self._clock = host, policy, clock
         self._watch, self._trouble, self._sockets, self._recovers = watch, trouble, sockets, recovers
-        self._behind = False
+        self._server_time = _ServerTime(clock)
+        # Records, as read, of VMs of this host of which a passing check says nothing new. Each use is confirmed.
+        self._known_well: dict[str, Stored] = {}
 
     def check(self, vm_ids: Collection[str], deadline_ms: int | None = None) -> CheckReport:
         """Check these VMs once. A message past its deadline (server time) is dropped: the next one is on its way.
@@ -66,30 +86,99 @@ class HealthChecks:
             return self._check(vm_ids, deadline_ms)
 
     def _check(self, vm_ids: Collection[str], deadline_ms: int | None) -> CheckReport:
-        # After a late message the next ones may be late too: then only the time is read, so that catching up is cheap.
-        if self._behind and _is_late(now := self._store.read(()), deadline_ms):
-            self._tell_age(now, deadline_ms)
-            return CheckReport(late=True)
-        report = CheckReport()
+        report, now_ms = CheckReport(), self._server_time.now_ms()
+        if now_ms is None or _is_past(deadline_ms, now_ms):
+            # Only Redis knows, and to ask it for the time alone makes catching up with late messages cheap.
+            now_ms = self._server_time.heard(self._store.read(()).now_ms)
+        if deadline_ms is not None:
+            # Messages are good for one interval, beginning when they are sent.
+            self._telemetry.checks_came(now_ms - deadline_ms + self._policy.interval_ms)
+        report.late = _is_past(deadline_ms, now_ms)
+        if not report.late:
+            known = {vm_id: self._known_well[vm_id] for vm_id in vm_ids if vm_id in self._known_well}
+            self._look(known, self._read([vm_id for vm_id in vm_ids if vm_id not in known]), report)
+        return report
+
+    def _read(self, vm_ids: Sequence[str]) -> Snapshot:
+        """Read records; without any, nothing is asked."""
+        if not vm_ids:
+            return _NOTHING_READ
         snapshot = self._store.read(vm_ids)
+        self._server_time.heard(snapshot.now_ms)
         reach(Point.RECORDS_READ)
         for vm_id, why in snapshot.unreadable.items():
             self._telemetry.ignored(vm_id, why, Ignorance.UNREADABLE)
-        self._tell_age(snapshot, deadline_ms)
-        self._behind = report.late = _is_late(snapshot, deadline_ms)
-        if report.late:
-            return report
+        return snapshot
+
+    def _look(self, known: Mapping[str, Stored], snapshot: Snapshot, report: CheckReport) -> None:
+        """Look at all together. Who was well and is well is confirmed; of the others the record is judged."""
         read_at = self._clock.monotonic()
-        ours = [stored.record for stored in snapshot.found.values() if self._is_to_be_checked(stored.record, snapshot)]
-        for group in self._prober.probe(ours):
-            looks = self._doubt_ourselves(group) if doubtful(group) else group
-            looks = {vm_id: weigh(snapshot.found[vm_id].record, seen) for vm_id, seen in looks.items()}
-            for seen in looks.values():
-                report.count(seen)
-            now_ms = snapshot.now_ms + int((self._clock.monotonic() - read_at) * 1000)
-            self._telemetry.looked(snapshot.found, looks, now_ms)
-            self._settle(snapshot, looks, now_ms=now_ms)
-        return report
+        records = [stored.record for stored in known.values()]
+        records += [each.record for each in snapshot.found.values() if self._is_to_be_checked(each.record, snapshot)]
+        for group in self._prober.probe(records):
+            well: dict[str, Observation] = {}
+            afresh: dict[str, Observation] = {}
+            read: dict[str, Observation] = {}
+            for vm_id, seen in group.items():
+                (read if vm_id not in known else well if seen.evidence is _WELL else afresh)[vm_id] = seen
+            afresh |= {vm_id: well[vm_id] for vm_id in self._confirm(known, well, report)}
+            self._take(snapshot, read, snapshot.now_ms + self._ms_since(read_at), report)
+            if afresh:
+                for vm_id in afresh:
+                    self._known_well.pop(vm_id, None)
+                now = self._read(list(afresh))
+                self._take(now, self._still_about(known, now, afresh), now.now_ms, report)
+
+    def _confirm(
+        self, known: Mapping[str, Stored], looks: Mapping[str, Observation], report: CheckReport
+    ) -> Collection[str]:
+        """Renew the time of the last check, in one round trip; returns those who are not as they were known."""
+        if not looks:
+            return ()
+        confirmed = self._store.confirm(self._host, {vm_id: known[vm_id].rev for vm_id in looks})
+        self._server_time.heard(confirmed.now_ms)
+        if not confirmed.intact:
+            self._known_well.clear()
+        done = (
+            {vm_id: seen for vm_id, seen in looks.items() if vm_id not in confirmed.left} if confirmed.left else looks
+        )
+        report.count(Verdict.PASS, len(done))
+        self._telemetry.looked(known, done, confirmed.now_ms)
+        for vm_id in done:
+            if (process := known[vm_id].record.process) is not None:
+                self._watch(vm_id, process)
+        return confirmed.left
+
+    def _still_about(
+        self, known: Mapping[str, Stored], now: Snapshot, looks: Mapping[str, Observation]
+    ) -> dict[str, Observation]:
+        """The looks that hold for the records as they are now: same process, still ours, still to be checked."""
+        return {
+            vm_id: looks[vm_id]
+            for vm_id, stored in now.found.items()
+            if stored.record.process == known[vm_id].record.process and self._is_to_be_checked(stored.record, now)
+        }
+
+    def _take(self, snapshot: Snapshot, looks: dict[str, Observation], now_ms: int, report: CheckReport) -> None:
+        """Judge these looks on the records that were read, and know from then on who is well."""
+        if not looks:
+            return
+        looks = self._doubt_ourselves(looks) if doubtful(looks) else looks
+        looks = {vm_id: weigh(snapshot.found[vm_id].record, seen) for vm_id, seen in looks.items()}
+        for seen in looks.values():
+            report.count(seen.ruling.verdict)
+        self._telemetry.looked(snapshot.found, looks, now_ms)
+        self._settle(snapshot, looks, now_ms=now_ms)
+        for vm_id, seen in looks.items():
+            stored = snapshot.found[vm_id]
+            is_calm = is_known_well(stored.record, self._policy) and snapshot.modes.say_nothing_of(
+                stored.record, now_ms
+            )
+            if is_calm and seen.evidence is _WELL:
+                self._known_well[vm_id] = stored
+
+    def _ms_since(self, at: float) -> int:
+        return int((self._clock.monotonic() - at) * 1000)
 
     def _is_to_be_checked(self, record: VmRecord, snapshot: Snapshot) -> bool:
         modes = snapshot.modes
@@ -97,16 +186,16 @@ class HealthChecks:
             return False
         return modes.judges(record, snapshot.now_ms)
 
-    def _tell_age(self, snapshot: Snapshot, deadline_ms: int | None) -> None:
-        """Messages are good for one interval, beginning when they are sent."""
-        if deadline_ms is not None:
-            self._telemetry.checks_came(snapshot.now_ms - deadline_ms + self._policy.interval_ms)
-
     def _doubt_ourselves(self, group: dict[str, Observation]) -> dict[str, Observation]:
         # A look at each VM of the host: only where one of these has lost its socket.
         is_cut_off = any(look.evidence is Evidence.SOCKET_MISSING for look in group.values())
         sockets = self._sockets() if is_cut_off else Sockets(0, 0)
         return doubt_the_monitor(group, self._trouble(), sockets, at_least=_DOUBT_AT_LEAST, share=_DOUBT_SHARE)
+
+    def keep_only(self, vm_ids: Collection[str]) -> None:
+        """Forget what was known of VMs that this host has no more."""
+        for vm_id in self._known_well.keys() - set(vm_ids):
+            self._known_well.pop(vm_id, None)
 
     def processes_ended(self, ended: Mapping[str, Ended]) -> None:
         """The kernel told that these incarnations ended. Raises StoreUnavailable."""
@@ -199,8 +288,8 @@ def needs_a_place(stored: Stored) -> bool:
     return not (stored.leased or stored.waits_for or stored.is_called)
 
 
-def _is_late(snapshot: Snapshot, deadline_ms: int | None) -> bool:
-    return deadline_ms is not None and snapshot.now_ms > deadline_ms
+def _is_past(deadline_ms: int | None, now_ms: int) -> bool:
+    return deadline_ms is not None and now_ms > deadline_ms
 
 
 def _says_something(before: VmRecord, judgement: Judgement) -> bool:

@@ -73,7 +73,9 @@ class OrphanDetection:
     def _sweep(self) -> SweepReport:
         report = SweepReport()
         unreadable: dict[str, str] = {}
-        for part in chunks(self._store.ids(host=self._host), _CHUNK):
+        vm_ids = self._store.ids(host=self._host)
+        self._checks.keep_only(vm_ids)
+        for part in chunks(vm_ids, _CHUNK):
             snapshot = self._store.read(part)
             report.looked_at += len(snapshot.found)
             unreadable |= snapshot.unreadable

@@ -5,7 +5,7 @@ The contract suite of the store holds it to what Redis does.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workers.domain import breaker as breakers
 from workers.domain import storm as storms
@@ -20,6 +20,7 @@ from workers.domain.vm import State, VmRecord
 from workers.ports import (
     Called,
     Change,
+    Confirmed,
     Lease,
     Limits,
     Memory,
@@ -135,6 +136,18 @@ class MemoryVmStore:
         for vm_id in enlist:
             self._enlist(vm_id, act)
         return self._end(act, outcomes)
+
+    def confirm(self, host: str, known: Mapping[str, int]) -> Confirmed:
+        self._reach()
+        is_intact = self._begin().intact
+        same = {vm_id for vm_id, rev in known.items() if is_intact and self._is_as_known(vm_id, host, rev)}
+        for vm_id in same:
+            self._data.rows[vm_id].checked_ms = self._now
+        return Confirmed(self.server.now_us, known.keys() - same, intact=is_intact)
+
+    def _is_as_known(self, vm_id: str, host: str, rev: int) -> bool:
+        row, modes = self._data.rows.get(vm_id), Modes(self._data.modes)
+        return row is not None and row.rev == rev and modes.say_nothing_of(replace(row.record, host=host), self._now)
 
     def _apply_all(self, changes: Sequence[Change], act: _Act, *, all_or_nothing: bool) -> list[Outcome]:
         if all_or_nothing:

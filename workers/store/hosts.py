@@ -84,9 +84,14 @@ class HostRegistry:
             return bool(self._client.exists(self._keys.host(host)))
 
     def silent(self, *, longer_than_ms: int) -> list[str]:
-        """Hosts whose worker has been gone for longer than this."""
-        now_ms, hosts = self.all()
-        return [host.name for host in hosts if host.worker is None and now_ms - host.seen_ms > longer_than_ms]
+        """Hosts whose worker has been gone for longer than this. Every host asks, so only those few are sent."""
+        with translated():
+            seconds, micros = self._client.time()
+            seen_before = seconds * 1000 + micros // 1000 - longer_than_ms
+            rows = cast("list[bytes]", self._client.zrangebyscore(self._keys.hosts, "-inf", f"({seen_before}"))
+            names = [name.decode() for name in rows]
+            leases = cast("list[bytes | None]", self._client.mget([self._keys.host(n) for n in names])) if names else []
+        return [name for name, lease in zip(names, leases, strict=True) if lease is None]
 
     def may_destroy(self, host: str, *, per_hour: int) -> bool:
         """Take one destructive action out of this host's budget for the hour, or say that it is spent."""

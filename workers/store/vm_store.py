@@ -1,6 +1,6 @@
 """The VmStore port on Redis."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, cast
@@ -11,7 +11,7 @@ from workers.domain.audit import Event
 from workers.domain.errors import UnknownVm, UnreadableRecord
 from workers.domain.modes import NO_MODES
 from workers.domain.vm import State
-from workers.ports import Change, Lease, Limits, Memory, Snapshot, Stored, Written
+from workers.ports import Change, Confirmed, Lease, Limits, Memory, Snapshot, Stored, Written
 from workers.specs import VmSpec, parse_spec
 from workers.store.client import SERVER_TIME, script, translated
 from workers.store.codec import NEWEST_VERSION, READABLE_VERSIONS, compact, dump_event, load_record, version_of
@@ -40,8 +40,8 @@ class RedisVmStore:
         self._keys = Keys(prefix)
         self._limits = limits_text(limits)
         self._versions = compact([version, *READABLE_VERSIONS])
-        self._read, self._write, self._tend, self._renew = (
-            script(client, name, time=time) for name in ("read", "write", "tend", "renew")
+        self._read, self._write, self._confirm, self._tend, self._renew = (
+            script(client, name, time=time) for name in ("read", "write", "confirm", "tend", "renew")
         )
 
     def read(self, vm_ids: Collection[str], *, with_specs: bool = False) -> Snapshot:
@@ -76,6 +76,13 @@ class RedisVmStore:
         if not (changes or seen or enlist):
             return Written()
         return self._run_write(changes, seen=seen, enlist=enlist, all_or_nothing=all_or_nothing)
+
+    def confirm(self, host: str, known: Mapping[str, int]) -> Confirmed:
+        pairs = [part for pair in known.items() for part in pair]
+        with translated():
+            seconds, micros, intact, left = self._confirm(args=[*self._common(), host, *pairs])
+        now_us = int(seconds) * 1_000_000 + int(micros)
+        return Confirmed(now_us, {vm_id.decode() for vm_id in left}, intact=bool(intact))
 
     def pass_on(self, vm_id: str) -> Written:
         return self._run_write((), passing=[vm_id])

@@ -9,7 +9,7 @@ from workers.domain.errors import DriverUnavailable, StartFailed
 from workers.domain.evidence import Evidence
 from workers.specs import VmSpec
 from workers.vmm.conversation import Conversation
-from workers.vmm.driver import UNKNOWN_VERSION, Claim, Driver, Finding, Launch
+from workers.vmm.driver import UNKNOWN_VERSION, Claim, Driver, Finding, Launch, has_stateless_probe
 
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it becomes part of a breaker's name
 _log = structlog.get_logger(component="worker")
@@ -19,6 +19,7 @@ class Contained:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self.name, self.exits = driver.name, driver.exits
+        self.stateless_probe = has_stateless_probe(driver)
         self._told = False
 
     def version(self) -> str:

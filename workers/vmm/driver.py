@@ -73,6 +73,14 @@ class Driver(Protocol):
         ...
 
 
+def has_stateless_probe(driver: Driver) -> bool:
+    """Whether the driver vouches, by `stateless_probe = True`, that what its probe hears always means the same.
+
+    Then a VM that says to the byte what it said last time is as well as it was then, and nothing is parsed again.
+    """
+    return getattr(driver, "stateless_probe", False) is True
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """The program of a driver: what to exec, and how to know a process of it again.

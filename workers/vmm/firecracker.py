@@ -41,6 +41,7 @@ def program(binary: str) -> Program:
 
 class FirecrackerDriver:
     name = "firecracker"
+    stateless_probe = True
 
     def __init__(self, binary: str, environment: Mapping[str, str], exits: ExitTable = EXITS) -> None:
         self._program = program(binary)

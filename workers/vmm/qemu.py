@@ -38,6 +38,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 class QemuDriver:
     name = "qemu"
+    stateless_probe = True
 
     def __init__(
         self, binary: str, accel: str, environment: Mapping[str, str], exits: ExitTable = MappingProxyType({})

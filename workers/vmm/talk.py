@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from workers.domain.evidence import Evidence
 from workers.vmm.conversation import Conversation, T
@@ -16,6 +17,9 @@ from workers.vmm.conversation import Conversation, T
 # sun_path of sockaddr_un holds 108 bytes with its end (unix(7)).
 _SUN_PATH_MAX = 107
 _UCRED = struct.Struct("3i")
+BareSocket = socket.SocketType
+S = TypeVar("S", bound=BareSocket)
+_KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 CHUNK = 1 << 16
 
 CONNECT_EVIDENCE: dict[int, Evidence] = {
@@ -33,9 +37,17 @@ class Silence(TimeoutError):
 
 def connect(path: str) -> socket.socket:
     """Return a connected non-blocking stream socket. Raises OSError, also where nobody listens (CONNECT_EVIDENCE)."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    return _joined(socket.socket(socket.AF_UNIX, _KIND), path)
+
+
+def connect_bare(path: str) -> BareSocket:
+    """The same without what the standard library puts around a socket: it costs as much as connecting does."""
+    return _joined(BareSocket(socket.AF_UNIX, _KIND), path)
+
+
+def _joined(sock: S, path: str) -> S:
     try:
-        if len(os.fsencode(path)) <= _SUN_PATH_MAX:
+        if len(path) <= _SUN_PATH_MAX and (path.isascii() or len(os.fsencode(path)) <= _SUN_PATH_MAX):
             sock.connect(path)
         else:
             _connect_through_folder(sock, Path(path))
@@ -45,7 +57,7 @@ def connect(path: str) -> socket.socket:
     return sock
 
 
-def _connect_through_folder(sock: socket.socket, path: Path) -> None:
+def _connect_through_folder(sock: BareSocket, path: Path) -> None:
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sock.connect(f"/proc/self/fd/{folder}/{path.name}")
@@ -53,7 +65,7 @@ def _connect_through_folder(sock: socket.socket, path: Path) -> None:
         os.close(folder)
 
 
-def listener_pid(sock: socket.socket) -> int:
+def listener_pid(sock: BareSocket) -> int:
     """Return the pid of the process that listens at the other end (SO_PEERCRED, unix(7))."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     return int(_UCRED.unpack(credentials)[0])

@@ -2,8 +2,14 @@
 local RANKS = {['observe-only'] = 1, maintenance = 2, paused = 3}
 local holding = {}
 
+local function any_modes()
+  if holding.any == nil then holding.any = redis.call('EXISTS', prefix .. ':modes') == 1 end
+  return holding.any
+end
+
 -- The strongest mode in force on this scope, or false.
 local function holds(scope)
+  if not any_modes() then return false end
   if holding[scope] == nil then
     local text = redis.call('HGET', prefix .. ':modes', scope)
     local is_known, set = pcall(cjson.decode, text or '{}')
@@ -19,6 +25,5 @@ local function holds(scope)
 end
 
 local function is_held(id, host)
-  if holding.any == nil then holding.any = redis.call('EXISTS', prefix .. ':modes') == 1 end
-  return holding.any and (holds('fleet') or holds(host_place(host)) or holds('vm:' .. id)) and true
+  return (holds('fleet') or holds(host_place(host)) or holds('vm:' .. id)) and true
 end
