@@ -5,6 +5,7 @@ watcher, and keeps the lease by heartbeats from a thread of its own, so that the
 """
 
 import ctypes
+import gc
 import resource
 import sys
 import threading
@@ -23,7 +24,7 @@ from workers.telemetry.vitals import BROKER, CONSUMER, HEARTBEAT, HOST_LEASE, MA
 _log = structlog.get_logger(component="worker")
 
 # Shorter turns of the interpreter: a death must not wait behind a thread that checks a thousand VMs.
-_SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 # M_ARENA_MAX of <malloc.h>. One heap for all threads, which the interpreter lock keeps apart anyway: with a heap of
 # its own, each thread keeps what a burst of recoveries once needed (20 MiB in all after a thousand starts).
 _M_ARENA_MAX, _ARENAS = -8, 1
@@ -78,7 +79,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         from workers.bootstrap_host import hooks_api, start_host_runtime  # noqa: PLC0415
 
         settings = parent.app.conf.settings
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         _share_one_heap()
         _raise_fd_limit()
         self._runtime = start_host_runtime(settings, parent.app)
@@ -92,6 +93,7 @@ class HostAgent(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unty
         self._take_host()
         self._runtime.watcher.start()
         self._runtime.active = True
+        _spare_what_stays()
         self._thread = threading.Thread(target=self._live, name="host-agent", daemon=True)
         self._thread.start()
 
@@ -232,6 +234,12 @@ def _share_one_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def _spare_what_stays() -> None:
+    """What has been loaded stays: looking for garbage in it again and again stops every thread for 70 ms each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _raise_fd_limit() -> None:

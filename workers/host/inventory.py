@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from workers.domain.vm import Incarnation, Vantage
@@ -16,6 +17,9 @@ from workers.vmm.driver import Claim, Driver
 # Set in the environment of every VMM we start. Two hosts by name may share a machine (a demo, a test, a second fleet):
 # the VMMs of the other one are neither ours to adopt nor strays.
 HOST_VARIABLE = "METALD_RELIABILITY_HOST"
+# Command lines that were understood once: more than the processes of most hosts.
+_COMMANDS_KEPT = 2048
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +42,16 @@ class Sighting:
 class Inventory:
     def __init__(self, files: HostFiles, drivers: Mapping[str, Driver], vantage: Vantage, *, host_name: str) -> None:
         self._files, self._drivers, self._vantage = files, drivers, vantage
-        self._host_name = host_name
+        self._host_name, self._locks = host_name, str(files.locks)
+        # What most processes are stays the same from scan to scan: no VMM.
+        self._claim = lru_cache(maxsize=_COMMANDS_KEPT)(self._identify)
 
     def all(self, *, known_pids: Collection[int] = ()) -> list[Running]:
         """Every live VMM but those with a known pid. Processes of others that we may not look into are passed over."""
         return [running for pid in _pids() if pid not in known_pids for running in self._look(pid)]
 
     def find(self, vm_id: str, *, known_pids: Collection[int] = ()) -> list[Running]:
-        return [running for running in self.all(known_pids=known_pids) if running.vm_id == vm_id]
+        return [running for pid in _pids() if pid not in known_pids for running in self._look(pid, only=vm_id)]
 
     def is_vmm_of(self, pid: int, vm_id: str) -> bool:
         """Whether this process is, by its lock or its own words, a VMM of this VM."""
@@ -59,9 +65,9 @@ class Inventory:
         """Processes that call themselves a VMM, and that we may not look into."""
         return [pid for pid in _pids() if self._is_hidden_vmm(pid)]
 
-    def _look(self, pid: int) -> Iterator[Running]:
+    def _look(self, pid: int, *, only: str | None = None) -> Iterator[Running]:
         seen = self._see(pid)
-        if seen is None or not is_vm_id(seen.vm_id) or self.is_of_another_host(pid):
+        if seen is None or only not in (None, seen.vm_id) or not is_vm_id(seen.vm_id) or self.is_of_another_host(pid):
             return
         claim = seen.claim
         yield Running(
@@ -78,23 +84,23 @@ class Inventory:
         try:
             guarded = self._guarded_id(pid)
             exe = os.readlink(f"/proc/{pid}/exe")
-            argv = _argv(pid)
+            command = _read(f"/proc/{pid}/cmdline")
+            driver, claim = self._claim(command, exe)
+            if guarded is None and claim is None:
+                return None
             cwd = os.readlink(f"/proc/{pid}/cwd")
         except OSError:
             return None  # it ended meanwhile, is a kernel thread, or is not ours to look into
-        driver, claim = self._claim(argv, exe)
-        if guarded is None and claim is None:
-            return None
         process = incarnation_of(pid, self._vantage)
-        return Sighting(process, driver, claim, guarded, tuple(argv), cwd) if process else None
+        return Sighting(process, driver, claim, guarded, tuple(_words(command)), cwd) if process else None
 
     def _is_hidden_vmm(self, pid: int) -> bool:
         try:
             os.readlink(f"/proc/{pid}/exe")
         except PermissionError:
             with suppress(OSError):
-                argv = _argv(pid)
-                return self._claim(argv, argv[0])[1] is not None
+                command = _read(f"/proc/{pid}/cmdline")
+                return self._claim(command, _words(command)[0])[1] is not None
         except OSError:
             pass
         return False
@@ -103,25 +109,40 @@ class Inventory:
         """The VM whose lock file is the stdin of this process."""
         stdin = os.readlink(f"/proc/{pid}/fd/0")
         folder, _, name = stdin.rpartition("/")
-        return name.removesuffix(".lock") if folder == str(self._files.locks) and name.endswith(".lock") else None
+        return name.removesuffix(".lock") if folder == self._locks and name.endswith(".lock") else None
 
     def is_of_another_host(self, pid: int) -> bool:
         try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            environment = _read(f"/proc/{pid}/environ").split(b"\0")
         except OSError:
             return False
         name = f"{HOST_VARIABLE}=".encode()
         return any(entry.startswith(name) and entry != name + self._host_name.encode() for entry in environment)
 
-    def _claim(self, argv: Sequence[str], exe: str) -> tuple[str, Claim | None]:
+    def _identify(self, command: bytes, exe: str) -> tuple[str, Claim | None]:
+        argv = _words(command)
         for name, driver in self._drivers.items():
             if claim := driver.identify(argv, exe):
                 return name, claim
         return "", None
 
 
-def _argv(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+def _words(command: bytes) -> list[str]:
+    return command.decode(errors="replace").split("\0")
+
+
+def _read(path: str) -> bytes:
+    """A whole file of /proc, without what `open` does beside: this is asked for each process of the host."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, _CHUNK):
+            parts.append(part)
+            if len(part) < _CHUNK:
+                break
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 def _pids() -> Iterator[int]:

@@ -26,7 +26,7 @@ from workers.domain.errors import GuardBusy, Paused, Unwanted
 from workers.domain.evidence import Sockets
 from workers.domain.guard import check_generation
 from workers.domain.vm import Incarnation
-from workers.host.files import read_json, write_json
+from workers.host.files import read_json, sync, write_json
 from workers.ports import Kept
 from workers.specs import VmSpec, check_vm_id, is_vm_id, parse_spec
 
@@ -34,6 +34,7 @@ SOCKET_NAME = "api.sock"
 HOOKS = "hooks"
 _HOOKS_MAX_BYTES = 4 << 20  # of one VM; others may write there, and what is longer cannot be read
 _CURRENT = "current"
+_INTENT = "intent.json"
 _SERVED, _STOPPED, _FORGOTTEN = "served", "stopped.json", "forgotten.json"
 CONSOLE = "console.log"
 VMM_LOG = "vmm.log"
@@ -59,13 +60,13 @@ class Run:
 
     @property
     def driver(self) -> str | None:
-        intent = read_json(self.path / "intent.json")
+        intent = read_json(self.path / _INTENT)
         return str(intent["driver"]) if intent and "driver" in intent else None
 
     @property
     def spec(self) -> VmSpec | None:
         """What it was begun with, None if that is damaged."""
-        intent = read_json(self.path / "intent.json")
+        intent = read_json(self.path / _INTENT)
         try:
             return parse_spec(str(intent["spec"])) if intent and "spec" in intent else None
         except ValueError:
@@ -84,8 +85,13 @@ class Run:
         end = read_json(self.path / "exit.json")
         return str(end["cause"]) if end and "cause" in end else None
 
+    def keep(self) -> None:
+        """Wait until the intent would outlive the machine, for records that are rebuilt from it. Raises OSError."""
+        sync(self.path / _INTENT)
+
     def write_process(self, process: Incarnation) -> None:
-        write_json(self.path / "identity.json", asdict(process))
+        # Whose process it was is of no use after the next boot, and the disk need not be waited for.
+        write_json(self.path / "identity.json", asdict(process), durably=False)
 
     @property
     def served(self) -> bool:
@@ -96,7 +102,8 @@ class Run:
         (self.path / _SERVED).touch(mode=0o600)
 
     def write_exit(self, cause: str) -> None:
-        write_json(self.path / "exit.json", {"cause": cause})
+        # Many may end at once, and who waits to be told of the next one must not wait for the disk.
+        write_json(self.path / "exit.json", {"cause": cause}, durably=False)
 
 
 class HostFiles:
@@ -185,12 +192,16 @@ class HostFiles:
         return runs[-1] if runs else None
 
     def begin(self, vm_id: str, generation: int, *, driver: str, spec: str) -> Run:
-        """Write down what is about to be started, durably. To be called under the lock. Raises StaleGeneration."""
+        """Write down what is about to be started. To be called under the lock. Raises StaleGeneration.
+
+        Everybody on this host sees it from now on, whoever dies; that it outlives the machine is up to `Run.keep`.
+        """
         seen = self.current(vm_id)
         check_generation(vm_id, generation, seen.generation if seen else 0)
         run = self.run(vm_id, generation)
         run.path.mkdir(mode=0o700, parents=True)
-        write_json(run.path / "intent.json", {"vm_id": vm_id, "driver": driver, "generation": generation, "spec": spec})
+        intent = {"vm_id": vm_id, "driver": driver, "generation": generation, "spec": spec}
+        write_json(run.path / _INTENT, intent, durably=False)
         _point(run.path.parent / _CURRENT, str(generation))
         for mark in (_STOPPED, _FORGOTTEN):
             (run.path.parent / mark).unlink(missing_ok=True)

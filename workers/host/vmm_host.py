@@ -124,7 +124,9 @@ class LocalVmmHost:
         with pidfd_of(process, self._vantage) as fd:
             if fd is None:
                 return self._note_end(vm_id, process, None) or "gone already"
-            if not wait_end(fd, 0) and not self._inventory.is_vmm_of(process.pid, vm_id):
+            if wait_end(fd, 0):
+                return self._note_end(vm_id, process, exit_cause(fd)) or "gone already"
+            if not self._inventory.is_vmm_of(process.pid, vm_id):
                 raise StopFailed(vm_id, f"pid {process.pid} is no VMM of this vm; nothing was signalled")
             try:
                 terminate(fd, process, grace_s=self._stop_grace_s, before_signal=allowed)
@@ -176,6 +178,8 @@ class LocalVmmHost:
         with pidfd_of(process, self._vantage) as fd:
             if fd is None:
                 raise StartFailed(spec.id, "ended at once")
+            # Only now, while the VMM starts: a machine that ends before ends the VMM, too.
+            run.keep()
             NewVmm(driver, spec, run, process, fd, deadline=deadline, while_waiting=while_waiting).bring_up()
         run.note_served()
         reach(Point.VERIFIED)

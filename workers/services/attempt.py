@@ -1,6 +1,7 @@
 """One admitted attempt: its lease, and everything it may only do while it holds it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from workers.crashpoints import Point, reach
@@ -30,6 +31,15 @@ class WantedAgain(ReliabilityError):
     """The VM is to run, since its stop began."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A record, server time in ms when it was read, and our clock right after: what is added up is never ahead."""
+
+    stored: Stored
+    now_ms: int
+    at: float
+
+
 class Attempt:
     """The lease is counted by our clock from before each request for it."""
 
@@ -49,6 +59,7 @@ class Attempt:
         self._policy, self._clock = policy, clock
         self._lease_s = policy.lease_ms / 1000
         self._renewed_at = asked_at
+        self._seen: _Seen | None = None
 
     @property
     def left_s(self) -> float:
@@ -98,6 +109,7 @@ class Attempt:
     def _may_act(self) -> None:
         """Raises Withdrawn, Held, LeaseLost."""
         snapshot, stored = self._wanted()
+        self._seen = _Seen(stored, snapshot.now_ms, self._clock.monotonic())
         self._must_not_be_held(snapshot, stored)
 
     def _must_not_be_held(self, snapshot: Snapshot, stored: Stored | None) -> None:
@@ -126,6 +138,17 @@ class Attempt:
             raise Withdrawn(f"vm {self._vm_id} is to be stopped")
         return snapshot, stored
 
+    def _read_wanted(self) -> tuple[Stored, int]:
+        snapshot, stored = self._wanted()
+        return stored, snapshot.now_ms
+
+    def _last_seen(self) -> tuple[Stored, int] | None:
+        """The record as it was when it was wanted last, and server time by our clock since."""
+        if self._seen is None:
+            return None
+        since_s = self._clock.monotonic() - self._seen.at
+        return self._seen.stored, self._seen.now_ms + int(since_s * 1000)
+
     def _lost(self) -> LeaseLost:
         return LeaseLost(f"vm {self._vm_id}: the lease of this attempt is gone")
 
@@ -140,7 +163,9 @@ class Attempt:
 
     def commit(self, process: Incarnation, why: str) -> VmRecord:
         """Write the success; waits for Redis as long as the lease lasts. Raises Withdrawn, LeaseLost."""
-        after, _ = self._finish(lambda record, now_ms: succeed(record, process, why=why, now_ms=now_ms))
+        after, _ = self._finish(
+            lambda record, now_ms: succeed(record, process, why=why, now_ms=now_ms), on=self._last_seen()
+        )
         return after
 
     def fail(self, error: str, jitter: float, *, counts: bool = True) -> tuple[VmRecord, int]:
@@ -162,11 +187,17 @@ class Attempt:
         return after
 
     def _finish(
-        self, decide: Callable[[VmRecord, int], tuple[VmRecord, Event]], *, counts: bool = True
+        self,
+        decide: Callable[[VmRecord, int], tuple[VmRecord, Event]],
+        *,
+        counts: bool = True,
+        on: tuple[Stored, int] | None = None,
     ) -> tuple[VmRecord, int]:
+        """`on` is what to begin with in place of a read: a record that was written since is refused, and read then."""
+
         def decide_and_write() -> tuple[VmRecord, int] | None:
-            snapshot, stored = self._wanted()
-            now_ms = snapshot.now_ms
+            nonlocal on
+            (stored, now_ms), on = on or self._read_wanted(), None
             after, event_ = decide(stored.record, now_ms)
             return (after, now_ms) if self._write(stored, after, (event_,), counts=counts) else None
 

@@ -253,6 +253,9 @@ class Recovery:
         return self._ignore(stored.record.vm_id, by.words, Ignorance.HELD)
 
     def _look(self, record: VmRecord) -> Observation | None:
+        """None while somebody else is asking its API; whose process has ended has none to be asked."""
+        if (against := self._prober.look_at_process(record)) is not None:
+            return against
         for group in self._prober.probe([record]):
             return group[record.vm_id]
         return None
