@@ -1,5 +1,7 @@
 """Names of tasks and queues. Only these, and ids and numbers as arguments, ever stand in a message."""
 
+from functools import lru_cache
+
 from kombu.entity import Exchange, Queue
 
 CHECK_VMS = "workers.tasks.health.check_vms"
@@ -12,6 +14,7 @@ REBUILD = "workers.tasks.orphans.rebuild"
 CONTROL = "control"
 
 
+@lru_cache(maxsize=10_000)  # a beat sends to each of its hosts every few seconds, and kombu is slow to make one
 def checks(host: str) -> Queue:
     return _queue(f"checks.{host}")
 

@@ -161,7 +161,7 @@ class Worker(_Section):
 
 class Beat(_Section):
     max_interval: Annotated[Duration, between("10ms", "1m")] = timedelta(milliseconds=250)
-    claim_limit: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
+    claim_limit: Annotated[Whole, Field(ge=1, le=100_000)] = 500
 
 
 class Events(_Section):
