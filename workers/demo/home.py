@@ -1,4 +1,4 @@
-"""The one folder of a demo, below the system's folder for temporary files, and the log beside it."""
+"""The one folder of a demo, or of a bench, below the system's folder for temporary files, and the log beside it."""
 
 import os
 import shutil
@@ -16,9 +16,9 @@ class Home:
     root: Path
 
     @classmethod
-    def make(cls) -> Self:
+    def make(cls, prefix: str = _PREFIX) -> Self:
         """Make a folder that nobody else can look into: passwords and sockets stand in it."""
-        return cls(Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve())
+        return cls(Path(tempfile.mkdtemp(prefix=prefix)).resolve())
 
     def siblings(self) -> list[Path]:
         """Return the folders of other demos, also of those that were killed."""

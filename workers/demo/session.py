@@ -54,7 +54,7 @@ class Session:
         self._faults = Faults(fleet)
         self._now, self._now_since = "", 0.0
         self._title = f"{len(fleet.vm_ids)} VMs"
-        self._ended: list[str] = []
+        self.ended: list[str] = []
         self._redis_may_be_away = False
         self._results: list[Result] = []
         self._calm_since: tuple[int, float] = (0, 0.0)
@@ -64,7 +64,7 @@ class Session:
         began = time.monotonic()
         wanted = len(self._fleet.vm_ids)
         limit_s = _BOOT_S + wanted * self._fleet.cast.seconds_per_start
-        if not self._until(lambda: self._healthy() == wanted, limit_s):
+        if not self.until(lambda: self._healthy() == wanted, limit_s):
             raise NotReady(f"{self._healthy()} of {wanted} VMs were healthy after {limit_s:.0f} s")
         return time.monotonic() - began
 
@@ -75,7 +75,7 @@ class Session:
 
     def until_flower_answers(self, answers: Callable[[], bool]) -> bool:
         self._screen.progress("Flower is starting")
-        return bool(self._until(answers, _BOOT_S, every_s=0.2))
+        return bool(self.until(answers, _BOOT_S, every_s=0.2))
 
     def play(self, steps: Sequence[Step]) -> Report:
         """Raises Interrupted."""
@@ -102,7 +102,7 @@ class Session:
             results=self._results,
             touched=touched(self._results, events, samples, since_s),
             samples=samples,
-            ended=self._ended,
+            ended=self.ended,
             lost=lost,
         )
 
@@ -122,12 +122,13 @@ class Session:
             case Fault.REDIS_KILLED:
                 return self._kill_redis(step)
             case _:
-                return self._hit(step, step.vm_id or "")
+                return self.hit(step, step.vm_id or "")
 
     # One VM
 
-    def _hit(self, step: Step, vm_id: str) -> Result:
-        record = self._until(lambda: self._rested(vm_id), _FAULT_S)
+    def hit(self, step: Step, vm_id: str) -> Result:
+        """Do the fault to a VM that is well, and watch it until it serves again. Raises Interrupted."""
+        record = self.until(lambda: self._rested(vm_id), _FAULT_S)
         if record is None:
             return Result(step, time.time(), None, None, problem="it was not healthy before the fault")
         position = self._fleet.timeline.length
@@ -136,7 +137,7 @@ class Session:
         except (NotInjected, OSError) as error:
             return Result(step, time.time(), None, None, problem=f"not injected: {error}")
         comeback = _Comeback(record)
-        ending = self._until(lambda: self._ending(comeback, position), _FAULT_S)
+        ending = self.until(lambda: self._ending(comeback, position), _FAULT_S)
         self._faults.tidy(vm_id)
         return self._outcome(step, position, injected_s, ending or _Ending(None, f"not serving after {_FAULT_S:.0f} s"))
 
@@ -201,7 +202,7 @@ class Session:
             self._fleet.server.kill()
 
         def restart() -> str:
-            self._until(lambda: None, _REDIS_AWAY_S)
+            self.until(lambda: None, _REDIS_AWAY_S)
             self._fleet.server.start()
             self._redis_may_be_away = False
             return f"back after {_REDIS_AWAY_S:.0f} s"
@@ -215,13 +216,14 @@ class Session:
         kill()
         noticed_s = time.time()
         note, back_s = restart(), time.time()
-        recovered_s = self._until(lambda: self._checked_since(back_s, healthy), _FAULT_S)
+        recovered_s = self.until(lambda: self.checked_since(back_s, healthy), _FAULT_S)
         problem = None if recovered_s else f"not all VMs were checked again after {_FAULT_S:.0f} s"
         if pids(self._fleet.home) != before:
             problem = "the VMs' processes are not the same as before"
         return Result(step, injected_s, noticed_s, recovered_s, problem=problem, note=note)
 
-    def _checked_since(self, since_s: float, vm_ids: Collection[str]) -> float | None:
+    def checked_since(self, since_s: float, vm_ids: Collection[str]) -> float | None:
+        """Return the time when all of these are healthy, and were looked at since then."""
         for stored in self._records(vm_ids).values():
             if stored.record.state is not State.HEALTHY or (stored.checked_ms or 0) <= since_s * 1000:
                 return None
@@ -232,8 +234,11 @@ class Session:
     def _records(self, vm_ids: Collection[str] | None = None) -> Mapping[str, Stored]:
         return self._fleet.records.store.read(self._fleet.vm_ids if vm_ids is None else vm_ids).found
 
-    def _until(self, condition: Callable[[], T | None], timeout_s: float, *, every_s: float = _TICK_S) -> T | None:
-        """Ask at each event, and at least every `every_s`, until the answer is true; None when time is up."""
+    def until(self, condition: Callable[[], T | None], timeout_s: float, *, every_s: float = _TICK_S) -> T | None:
+        """Ask at each event, and at least every `every_s`, until the answer is true; None when time is up.
+
+        Raises Interrupted.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             self._interrupts.check()
@@ -249,10 +254,10 @@ class Session:
 
     def _look_after(self) -> None:
         for ended in self._fleet.start_again():
-            self._ended.append(str(ended))
+            self.ended.append(str(ended))
             self._screen.say(f"{ended}, started again", style="bold red")
         if not (self._redis_may_be_away or self._fleet.server.is_running):
-            self._ended.append("redis ended by itself")
+            self.ended.append("redis ended by itself")
             self._screen.say("redis ended by itself, started again", style="bold red")
             self._fleet.server.start()
 
@@ -268,7 +273,7 @@ class Session:
         self._screen.progress("until Ctrl-C")
         told = self._fleet.timeline.length
         while True:
-            self._until(lambda: None, _TICK_S)
+            self.until(lambda: None, _TICK_S)
             for seen in self._fleet.timeline.since(told):
                 told += 1
                 if seen.event.after is not None:

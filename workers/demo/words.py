@@ -124,10 +124,12 @@ def failure(result: Result, last_events: Iterable[str]) -> Iterator[str]:
         yield f"    {line}"
 
 
-def suggestions(vm_id: str, pid: int, curl: str, env: Path) -> Iterator[str]:
+def suggestions(vm_id: str, pid: int, curl: str | None, env: Path) -> Iterator[str]:
+    """`curl` is None where no Flower runs."""
     yield "The fleet runs on until Ctrl-C. Try, in another terminal:"
     yield f"  kill -9 {pid}    # that is {vm_id}: see it come back here"
     yield f"  kill -STOP {pid}"
     yield f"  . {env}    # so that `reliability` speaks to this fleet"
     yield f"  reliability vm show {vm_id}"
-    yield f"  {curl}"
+    if curl is not None:
+        yield f"  {curl}"

@@ -4,6 +4,8 @@ It only reads, runs in threads of its own, and never keeps a process from starti
 """
 
 import json
+import os
+import select
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +20,6 @@ _log = structlog.get_logger(component="endpoints")
 JSON = "application/json"
 _TIMEOUT_S = 10.0
 _AGAIN_S = 5.0
-# How long the end waits at most for the server to see that it came.
-_POLL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
     # As many may knock at once: a queue of five, the default, makes the others wait for seconds.
     request_queue_size = 128
-    timeout = _POLL_S
+    timeout = 0  # it is asked when somebody is there
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         del request
@@ -107,15 +107,22 @@ class Endpoints:
         self._timeout_s, self._again_s = timeout_s, again_s
         self._server: _Server | None = None
         self._stopping = threading.Event()
+        self._wake: int | None = None
         self._thread = threading.Thread(target=self._run, name="endpoints", daemon=True)
 
     def start(self) -> None:
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2)
+        if self._wake is None:
+            return
+        os.eventfd_write(self._wake, 1)
+        self._thread.join(timeout=2)
+        if not self._thread.is_alive():
+            os.close(self._wake)
+            self._wake = None
 
     @property
     def url(self) -> str | None:
@@ -142,5 +149,14 @@ class Endpoints:
                 _log.info("endpoints", url=self.url, paths=" ".join(self._routes))
                 # Not `serve_forever`: its `shutdown` waits for ever where it has not begun.
                 while not self._stopping.is_set():
+                    self._wait_for(server)
                     server.handle_request()
             return
+
+    def _wait_for(self, server: _Server) -> None:
+        """Sleep until somebody knocks, or the end has come."""
+        poll = select.poll()
+        for fd in (server.fileno(), self._wake):
+            if fd is not None:
+                poll.register(fd, select.POLLIN)
+        poll.poll()
