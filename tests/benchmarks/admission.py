@@ -5,7 +5,6 @@ measured in turns on the same connection; how to read it stands in README.md.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -13,13 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import redis
 
 from tests.benchmarks.check_report import AT_MOST, goal
-from tests.benchmarks.measures import cpu_of, machine_busy
+from tests.benchmarks.figures import Figure, document, table, write
+from tests.benchmarks.measures import at_share, cpu_of, machine_busy
 from tests.benchmarks.stage import HOST, Stage, ended_by_signals, say, stage
 from tests.support.fakes import FakeMemory
 from workers.bootstrap import Fleet, crash_policy, recovery_policy, redis_client
@@ -38,6 +39,7 @@ from workers.store.hosts import HostRegistry, HostWorker
 _PER_HOST, _PER_FLEET = 8, 64
 _VMS = 100  # beside those that wait
 _WARM_UP = 50
+_PARTS = 4  # of what was measured, to see how much it varies
 _SERVER_SAMPLE = 10
 _BATCH = 200
 _A_DAY_MS = 86_400_000
@@ -48,9 +50,13 @@ _OPERATIONS = (ADMISSION, PING, TRIVIAL, END)
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A state of the fleet. `lost`: VMs lost at once; `windows`: what each breaker has counted; `storm`: or is none."""
+    """A state of the fleet. `lost`: VMs lost at once; `windows`: what each breaker has counted; `storm`: or is none.
+
+    `kind` is the name without numbers.
+    """
 
     name: str
+    kind: str
     lost: int = 0
     windows: int = 0
     storm: bool = False
@@ -66,10 +72,12 @@ class Plan:
     def worlds(self) -> list[World]:
         many = self.many
         return [
-            World("nobody waits"),
-            World(f"{many} wait", lost=many + _PER_HOST),
-            World(f"breakers saw {many}", windows=many),
-            World(f"storm, {many} wait, breakers saw {many}", lost=many + _PER_HOST, windows=many, storm=True),
+            World("nobody waits", "nobody waits"),
+            World(f"{many} wait", "many wait", lost=many + _PER_HOST),
+            World(f"breakers saw {many}", "full windows", windows=many),
+            World(
+                f"storm, {many} wait, breakers saw {many}", "all that in a storm", many + _PER_HOST, many, storm=True
+            ),
         ]
 
 
@@ -299,10 +307,6 @@ def _sleep_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.monotonic()))
 
 
-def at_share(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
 def _shares(values: Sequence[float]) -> str:
     return f"{at_share(values, 0.5):9.3f}{at_share(values, 0.99):9.3f}{max(values):9.3f}"
 
@@ -311,7 +315,30 @@ def report(found: dict[str, Took], plan: Plan) -> str:
     lines = [f"{plan.rate:g} recoveries/s for {plan.seconds:g} s in each state, {os.cpu_count()} processors"]
     for name, took in found.items():
         lines += ["", f"{name} ({took.line} in line; others {took.others:.0%} of the machine)", *_rows(took)]
-    return "\n".join([*lines, "", *_goals(found)])
+    return "\n".join([*lines, "", *_goals(found), "", table(list(figures(found, plan)))])
+
+
+def figures(found: dict[str, Took], plan: Plan) -> Iterator[Figure]:
+    for world in plan.worlds:
+        took, kind = found[world.name], world.kind
+        for bare in (TRIVIAL, PING):
+            yield Figure(f"admission over {bare}, {kind}", "ratio", list(_ratios(took, bare)))
+        yield Figure(f"admission, {kind}", "ms", took.ms[ADMISSION])
+        yield Figure(f"admission, p99, {kind}", "ms", [at_share(took.ms[ADMISSION], 0.99)], limit=2)
+        worked = at_share(took.worked_ms[ADMISSION], 0.99)
+        yield Figure(f"admission, p99 less waits for a processor, {kind}", "ms", [worked], limit=2)
+    yield Figure("admission", "round trips", [max(max(took.round_trips) for took in found.values())], limit=1)
+
+
+def _ratios(took: Took, bare: str) -> Iterator[float]:
+    """Of the medians, in each part of the time."""
+    for admission, other in zip(_medians(took.ms[ADMISSION]), _medians(took.ms[bare]), strict=True):
+        yield admission / other
+
+
+def _medians(values: Sequence[float]) -> Iterator[float]:
+    ends = [len(values) * part // _PARTS for part in range(_PARTS + 1)]
+    return (statistics.median(values[start:end]) for start, end in pairwise(ends))
 
 
 def _rows(took: Took) -> Iterator[str]:
@@ -350,7 +377,7 @@ def main() -> int:
     print(report(found, plan))
     if out:
         plain = {name: asdict(took) | {"round_trips": sorted(took.round_trips)} for name, took in found.items()}
-        out.write_text(json.dumps(plain) + "\n", encoding="utf-8")
+        write(out, document("admission", list(figures(found, plan)), states=plain))
     return 0
 
 

@@ -25,6 +25,10 @@ class BareLoop:
                 if time.monotonic() > end:
                     return
 
+    def run_once(self, paths: Sequence[str]) -> None:
+        for start in range(0, len(paths), _BATCH):
+            self._check(paths[start : start + _BATCH])
+
     def _check(self, paths: Sequence[str]) -> None:
         waiting: dict[int, socket.socket] = {}
         epoll = select.epoll()

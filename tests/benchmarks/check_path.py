@@ -17,7 +17,8 @@ from typing import Any
 import redis
 
 from tests.benchmarks.bare_loop import BareLoop
-from tests.benchmarks.check_report import BARE, NAIVE, OURS, Findings, report
+from tests.benchmarks.check_report import BARE, NAIVE, OURS, Findings, figures, report
+from tests.benchmarks.figures import document, write
 from tests.benchmarks.measures import VMMS, Meter, Window, cpu_of, cpu_of_single_threaded, memory_of
 from tests.benchmarks.stage import (
     HOST,
@@ -159,7 +160,7 @@ def main() -> int:
         measure(plan, on, findings)
     print(report(findings))
     if out:
-        out.write_text(json.dumps(asdict(findings), indent=2) + "\n", encoding="utf-8")
+        write(out, document("check_path", figures(findings), found=asdict(findings)))
     return 0
 
 
@@ -167,7 +168,7 @@ def _arguments() -> tuple[Plan, Path | None]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vms", type=int, default=1000, help="how many VMs (1000)")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each way is measured (20)")
-    parser.add_argument("--rate", type=float, default=4000.0, help="checks/s that the schedule of ours asks for (4000)")
+    parser.add_argument("--rate", type=float, default=8000.0, help="checks/s that the schedule of ours asks for (8000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all windows there too")
     given = parser.parse_args()
     return Plan(given.vms, given.seconds, given.rate), given.json

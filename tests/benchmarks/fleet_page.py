@@ -4,7 +4,6 @@ Starts a server, a Flower and, where it is installed, Chromium; how to read the 
 """
 
 import argparse
-import json
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from tests.benchmarks.figures import Figure, document, table, write
 from tests.benchmarks.measures import cpu_of, median, memory_of
 from tests.benchmarks.stage import Stage, ended_by_signals, say, stage
 from tests.support.browser import CHROMIUM, chromium
@@ -30,6 +30,7 @@ from workers.ports import Change
 LOGIN = ("bench", "bench")
 _EVERY_S = 2.0  # as the page asks
 _TIMES = 30
+_FIRST_PAINT, _PAINTED_MS = "first paint", 1000.0
 _PER_NOTE = 500
 _PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 _DRAWN = """new Promise((done) => {
@@ -174,7 +175,7 @@ def paint(on: Subject, folder: Path) -> dict[str, list[float]]:
             page.wait("document.readyState === 'complete'")
             rows.append(float(page.js(_DRAWN)))
             shown.append(float(page.wait(_PAINT) and page.js(_PAINT)))
-    return {"first paint": shown, "first row": rows}
+    return {_FIRST_PAINT: shown, "first row": rows}
 
 
 def report(found: dict[str, Any], vms: int, events: int) -> Iterator[str]:
@@ -191,6 +192,23 @@ def report(found: dict[str, Any], vms: int, events: int) -> Iterator[str]:
                 yield f"  {name:45} {value:8.0f}{' MiB' if name == 'memory' else ''}"
 
 
+def figures(found: dict[str, Any], browsers: int) -> Iterator[Figure]:
+    for name, beside in (("overview, unchanged", "overview"), ("VM", "VM, first time")):
+        yield Figure(f"{name}, over {beside}", "ratio", [found[name].ms / found[beside].ms])
+    for name, value in found.items():
+        # Names without the numbers that options set.
+        stable = name.removeprefix(f"{browsers} ") if browsers > 1 else name
+        match value:
+            case Answer():
+                yield Figure(stable, "ms", [value.ms])
+            case {"cpu_share": share}:
+                yield Figure(f"Flower, {stable}", "% of a core", [share * 100])
+            case list():
+                yield Figure(stable, "ms", value, limit=_PAINTED_MS if name == _FIRST_PAINT else None)
+            case _ if name == "memory":
+                yield Figure("Flower", "MiB", [value])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vms", type=int, default=10_000, help="how many VMs (10000)")
@@ -204,9 +222,10 @@ def main() -> int:
         if CHROMIUM is not None:
             found |= paint(measured, on.folder / "chromium")
     print("\n".join(report(found, given.vms, given.events)))
+    print("\n" + table(list(figures(found, given.browsers))))
     if given.json:
         plain = {name: _plain(value) for name, value in found.items()}
-        given.json.write_text(json.dumps(plain) + "\n", encoding="utf-8")
+        write(given.json, document("fleet_page", list(figures(found, given.browsers)), pages=plain))
     return 0
 
 

@@ -105,3 +105,8 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
+
+
+def at_share(values: Sequence[float], share: float) -> float:
+    """The value that this share of them does not exceed: 0 gives the least, 1 the most."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]

@@ -27,7 +27,8 @@ from workers.ports import Change
 from workers.settings import Settings, load
 from workers.specs import spec_from
 
-HOST = "bench"
+# Of this run alone, and of what it starts: VMMs of two runs side by side must not be taken for each other's.
+HOST = os.environ.setdefault("BENCH_HOST", f"bench-{os.getpid()}")
 RECORDS_DB, BROKER_DB, NAIVE_DB, NAIVE_BROKER_DB = range(4)
 STANDIN = "standin"
 # A stand-in in Python takes 4 MiB and 30 ms of CPU to start: more of them say nothing new.
@@ -140,8 +141,8 @@ def say(text: str) -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """A kill is like Ctrl-C: what was started is ended first."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    """A kill is like Ctrl-C, also where that is ignored (in the background): what was started is ended first."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

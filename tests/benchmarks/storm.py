@@ -5,7 +5,6 @@ stands in README.md.
 """
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -21,6 +20,7 @@ from typing import Any, cast
 import redis
 
 from tests.benchmarks.check_report import AT_MOST, goal
+from tests.benchmarks.figures import Better, Figure, document, table, write
 from tests.benchmarks.measures import MACHINE, cpu_of, machine_busy, memory_of, spread
 from tests.benchmarks.stage import (
     BROKER_DB,
@@ -265,7 +265,8 @@ def counts_as_back(fleet: Fleet, plan: Plan) -> bool:
 
 
 def report(found: Findings) -> str:
-    return "\n".join([*_circumstances(found), "", *_times(found), "", *_meanwhile(found), "", *_goals(found)])
+    parts = (_circumstances(found), _times(found), _meanwhile(found), _goals(found), [table(list(figures(found)))])
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _circumstances(found: Findings) -> Iterator[str]:
@@ -313,6 +314,23 @@ def _goals(found: Findings) -> Iterator[str]:
     yield goal("recoveries of the unhurt", found.unhurt_recovered, AT_MOST, 0)
 
 
+def figures(found: Findings) -> Iterator[Figure]:
+    late = found.storm.late_s / found.plan.interval_s
+    longest = max(found.storm.queues.values(), default=0)
+    yield Figure("all back, over the ideal at the cap", "ratio", [found.back_after_s / found.ideal_s], limit=1.3)
+    yield Figure("slots in use", "ratio", [found.used], Better.HIGHER)
+    yield Figure("all deaths known", "s", [found.known_after_s])
+    yield Figure("all back", "s", [found.back_after_s])
+    yield Figure("one recovery in waves at the cap", "ms", found.rehearsed_ms)
+    yield Figure("one recovery in the storm", "ms", found.storm_ms or [0])
+    yield Figure("checks of the unhurt late", "intervals", [late], limit=1)
+    yield Figure("worker at its peak", "MiB", [found.peak_mib], limit=90)
+    yield Figure("longest queue", "messages", [longest], limit=found.plan.vms)
+    yield Figure("recovered or running twice", "VMs", [found.twice], limit=0)
+    yield Figure("lost", "VMs", [found.lost], limit=0)
+    yield Figure("recoveries of the unhurt", "VMs", [found.unhurt_recovered], limit=0)
+
+
 def main() -> int:
     plan, out = _arguments()
     allow_many_files()
@@ -324,7 +342,7 @@ def main() -> int:
         measure(plan, on, found)
     print(report(found))
     if out:
-        out.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+        write(out, document("storm", list(figures(found)), **asdict(found)))
     return 0
 
 
