@@ -168,7 +168,9 @@ def _arguments() -> tuple[Plan, Path | None]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vms", type=int, default=1000, help="how many VMs (1000)")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each way is measured (20)")
-    parser.add_argument("--rate", type=float, default=12000.0, help="checks/s that the schedule of ours asks for (12000)")
+    parser.add_argument(
+        "--rate", type=float, default=12000.0, help="checks/s that the schedule of ours asks for (12000)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all windows there too")
     given = parser.parse_args()
     return Plan(given.vms, given.seconds, given.rate), given.json
