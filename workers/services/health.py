@@ -95,7 +95,8 @@ class HealthChecks:
             self._telemetry.checks_came(now_ms - deadline_ms + self._policy.interval_ms)
         report.late = _is_past(deadline_ms, now_ms)
         if not report.late:
-            known = {vm_id: self._known_well[vm_id] for vm_id in vm_ids if vm_id in self._known_well}
+            # One look at the table for each: other checks may drop from it meanwhile.
+            known = {vm_id: stored for vm_id in vm_ids if (stored := self._known_well.get(vm_id)) is not None}
             self._look(known, self._read([vm_id for vm_id in vm_ids if vm_id not in known]), report)
         return report
 
