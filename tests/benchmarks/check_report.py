@@ -1,5 +1,6 @@
 """What the benchmark of the check path found, and the table made of it; measures nothing."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,9 @@ def figures(found: Findings) -> list[Figure]:
 
 
 def _over(values: Mapping[str, Sequence[float]], above: str, below: str) -> list[float]:
-    return [one / other for one, other in zip(values[above], values[below], strict=True)]
+    """Window by window. In a very short one nothing may have taken a whole clock tick: it says nothing."""
+    ratios = [one / other for one, other in zip(values[above], values[below], strict=True) if other]
+    return ratios or [math.nan]
 
 
 def goal(name: str, value: float, relation: str, limit: float) -> str:

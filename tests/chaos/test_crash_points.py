@@ -111,5 +111,5 @@ def attempts_of(here: Arena, vm_id: str) -> list[int | None]:
 
 
 def counted(record: VmRecord) -> int:
-    assert record.episode is not None
-    return record.episode.attempt
+    """A first start that went well, at its first attempt here, is not kept in the record."""
+    return record.episode.attempt if record.episode is not None else 1

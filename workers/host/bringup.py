@@ -20,8 +20,7 @@ T = TypeVar("T")
 
 # A new VMM's socket is tried again after a fiftieth of the time it has taken so far, so that it is seen to serve at
 # most so much later than it does; within these bounds. Its death ends each wait at once.
-_TRY_SHARE, _SHORTEST_TRY_S, _LONGEST_TRY_S = 0.02, 0.00025, 0.02
-_POLL_S = 0.001
+_TRY_SHARE, _SHORTEST_TRY_S, _LONGEST_TRY_S = 0.02, 0.001, 0.02
 
 
 class NewVmm:
@@ -84,7 +83,7 @@ class NewVmm:
     def _pause(self, missing: str) -> None:
         """Wait a little, unless the process has ended or time is up."""
         share_s = _TRY_SHARE * (time.monotonic() - self._began)
-        if _ends_within(self._pidfd, min(_LONGEST_TRY_S, max(_SHORTEST_TRY_S, share_s))):
+        if wait_end(self._pidfd, min(_LONGEST_TRY_S, max(_SHORTEST_TRY_S, share_s))):
             raise self._ended()
         if time.monotonic() >= self._deadline:
             raise StartFailed(self._spec.id, f"not serving in time: {missing}")
@@ -100,11 +99,3 @@ class NewVmm:
         if cause is not None:
             self._run.write_exit(cause)
         return StartFailed(self._spec.id, f"ended before it served: {cause or 'cause unknown'}", cause)
-
-
-def _ends_within(pidfd: int, wait_s: float) -> bool:
-    """`wait_end` for any wait: poll(2) knows none below a millisecond."""
-    if wait_s >= _POLL_S:
-        return wait_end(pidfd, wait_s)
-    time.sleep(wait_s)
-    return wait_end(pidfd, 0)
