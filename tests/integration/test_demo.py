@@ -60,6 +60,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, dict[
     return ended.returncode, ended.stdout.decode(), json.loads(report.read_text()), temporary
 
 
+@pytest.mark.full
 def test_every_kind_of_fault_is_recovered_and_reported(whole_run: tuple[int, str, dict[str, Any], Path]) -> None:
     status, output, report, _ = whole_run
 
@@ -81,6 +82,7 @@ def test_every_kind_of_fault_is_recovered_and_reported(whole_run: tuple[int, str
     assert [fault["attempts"] for fault in report["faults"]] == [1, 1, 1, 1, 3, 0, 0]
 
 
+@pytest.mark.full
 def test_the_verdict_stands_before_the_details(whole_run: tuple[int, str, dict[str, Any], Path]) -> None:
     _, output, _, _ = whole_run
 
@@ -88,6 +90,7 @@ def test_the_verdict_stands_before_the_details(whole_run: tuple[int, str, dict[s
     assert output.index("Flower: http://127.0.0.1:") < verdict < output.index("MTTD")
 
 
+@pytest.mark.full
 def test_a_whole_run_leaves_nothing_behind(whole_run: tuple[int, str, dict[str, Any], Path]) -> None:
     *_, temporary = whole_run
 
