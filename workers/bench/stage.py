@@ -3,7 +3,6 @@
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator
 from typing import IO
 
 from workers.bench import host
@@ -14,19 +13,19 @@ from workers.bench.wish import Part, Wish
 from workers.bench.words import document, finding_lines, report
 from workers.demo.casting import cast
 from workers.demo.fleet import DemoFleet, LeftBehind
-from workers.demo.home import Home, open_log
+from workers.demo.home import Home
 from workers.demo.interrupts import Interrupted, Interrupts
 from workers.demo.plan import names
 from workers.demo.profile import SHORT
 from workers.demo.screen import Screen
 from workers.demo.session import NotReady, Session
+from workers.demo.stage import BAD, GOOD, taken_down, with_log
 from workers.demo.words import suggestions
 from workers.doctor.finding import Level
 from workers.domain.errors import StartFailed, StoreUnavailable
 from workers.embedded import EmbeddedServerError
 from workers.settings import Loaded
 
-GOOD, BAD = 0, 1
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 
 
@@ -51,18 +50,7 @@ class Stage:
             self._tell()
             return self._status()
         self._home.prepare()
-        log, log_name = open_log(self._home)
-        status = BAD
-        with log:
-            try:
-                status = self._with_fleet(log, log_name)
-            except Interrupted:
-                status = GOOD
-                raise
-            finally:
-                if status == GOOD:
-                    self._home.remove_log()
-        return status
+        return with_log(self._home, self._with_fleet)
 
     def _warn(self) -> None:
         if (pid := host.worker_here(self._loaded.settings)) is not None and self._wish.needs_fleet:
@@ -83,7 +71,7 @@ class Stage:
         vm_ids = names(self._wish.vms, f"bench-{secrets.token_hex(2)}-")
         fleet = DemoFleet(self._home, cast("firecracker", self._home), vm_ids, log, own=CALM, is_sampled=False)
         try:
-            with self._taken_down(fleet):
+            with taken_down(fleet, self._screen):
                 self._measure(fleet)
                 self._tell()
                 if self._wish.keep:
@@ -92,16 +80,6 @@ class Stage:
             self._screen.say(f"the bench could not do its work: {error}\nlog: {log_name}", style="bold red")
             return BAD
         return self._status()
-
-    @contextlib.contextmanager
-    def _taken_down(self, fleet: DemoFleet) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            try:
-                self._screen.stop()
-            finally:
-                fleet.close()
 
     def _measure(self, fleet: DemoFleet) -> None:
         session = Session(fleet, self._interrupts, self._screen)

@@ -6,7 +6,7 @@ import http.client
 import json
 import random
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
@@ -31,11 +31,16 @@ def perform(home: Home, wish: Wish, screen: Screen, interrupts: Interrupts) -> i
     """Return the exit status. Raises Unavailable, Interrupted; whatever is raised, nothing is left behind."""
     home.prepare()
     chosen = cast(wish.driver, home)
+    return with_log(home, lambda log, name: Stage(home, wish, screen, interrupts, name).perform(chosen, log))
+
+
+def with_log(home: Home, work: Callable[[IO[bytes], str], int]) -> int:
+    """Do this with a log for all processes; it is kept, under its name, unless all was good or somebody interrupted."""
     log, log_name = open_log(home)
     keep_log = True
     with log:
         try:
-            status = Stage(home, wish, screen, interrupts, log_name).perform(chosen, log)
+            status = work(log, log_name)
             keep_log = status != GOOD
         except Interrupted:
             keep_log = False
@@ -44,6 +49,18 @@ def perform(home: Home, wish: Wish, screen: Screen, interrupts: Interrupts) -> i
             if not keep_log:
                 home.remove_log()
     return status
+
+
+@contextlib.contextmanager
+def taken_down(fleet: DemoFleet, screen: Screen) -> Iterator[None]:
+    """Whatever happens inside, and to the screen, the fleet is ended."""
+    try:
+        yield
+    finally:
+        try:
+            screen.stop()
+        finally:
+            fleet.close()
 
 
 @dataclass
@@ -60,21 +77,11 @@ class Stage:
             vm_ids = names(self.wish.vms, f"{secrets.token_hex(2)}-")
         fleet = DemoFleet(self.home, chosen, vm_ids, log, metrics_port=self.wish.metrics_port)
         try:
-            with self._taken_down(fleet):
+            with taken_down(fleet, self.screen):
                 return self._play(fleet)
         except (NotReady, EmbeddedServerError, LeftBehind) as error:
             self.screen.say(f"the demo could not do its work: {error}\nlog: {self.log_name}", style="bold red")
             return BAD
-
-    @contextlib.contextmanager
-    def _taken_down(self, fleet: DemoFleet) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            try:
-                self.screen.stop()
-            finally:
-                fleet.close()
 
     def _play(self, fleet: DemoFleet) -> int:
         session = Session(fleet, self.interrupts, self.screen)
