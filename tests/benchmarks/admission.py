@@ -4,10 +4,8 @@ Prints, for several states of the fleet, what an admission takes beside a bare P
 measured in turns on the same connection; how to read it stands in README.md.
 """
 
-import argparse
 import os
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +16,9 @@ from typing import Any
 
 import redis
 
-from tests.benchmarks.check_report import AT_MOST, goal
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.figures import Figure, document, table, write
-from tests.benchmarks.measures import at_share, cpu_of, machine_busy
+from tests.benchmarks.measures import at_share, cpu_of, goal, machine_busy
 from tests.benchmarks.stage import HOST, Stage, ended_by_signals, say, stage
 from tests.support.fakes import FakeMemory
 from workers.bootstrap import Fleet, crash_policy, recovery_policy, redis_client
@@ -358,10 +356,10 @@ def _rows(took: Took) -> Iterator[str]:
 
 def _goals(found: dict[str, Took]) -> Iterator[str]:
     for name, took in found.items():
-        yield goal(f"p99 of an admission, ms: {name}", at_share(took.ms[ADMISSION], 0.99), AT_MOST, 2)
+        yield goal(f"p99 of an admission, ms: {name}", at_share(took.ms[ADMISSION], 0.99), 2)
         worked = at_share(took.worked_ms[ADMISSION], 0.99)
-        yield goal("  without what it waited for a processor", worked, AT_MOST, 2)
-    yield goal("round trips of an admission", max(max(took.round_trips) for took in found.values()), AT_MOST, 1)
+        yield goal("  without what it waited for a processor", worked, 2)
+    yield goal("round trips of an admission", max(max(took.round_trips) for took in found.values()), 1)
 
 
 def main() -> int:
@@ -382,18 +380,14 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Plan, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long each state is measured (20)")
-    parser.add_argument("--rate", type=float, default=50.0, help="admissions per second (50)")
-    parser.add_argument("--many", type=int, default=1000, help="how many wait, and are counted by a breaker (1000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single figure there too")
+    parser = Options(description=__doc__)
+    parser.number("--seconds", 20.0, "how long each state is measured")
+    parser.number("--rate", 50.0, "admissions per second")
+    parser.number("--many", 1000, "how many wait, and are counted by a breaker")
+    parser.json("every single figure")
     given = parser.parse_args()
     return Plan(given.seconds, given.rate, given.many), given.json
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

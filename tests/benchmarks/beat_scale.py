@@ -4,11 +4,9 @@ Real beats and a real server; records and host leases as the product writes them
 reader of all their queues. How to read the table stands in README.md.
 """
 
-import argparse
 import os
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +26,7 @@ from tests.benchmarks.check_mail import (
     longest_waits,
     turns,
 )
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.due_fleet import DueFleet
 from tests.benchmarks.figures import Figure, document, table, write
 from tests.benchmarks.measures import cpu_of_single_threaded
@@ -297,23 +296,19 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Plan, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Options(description=__doc__)
     sizes = {"small": 1000, "middle": 10_000, "large": 100_000}
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=size, help=f"VMs of the {name} fleet ({size})")
-    parser.add_argument("--interval", type=float, default=30.0, help="health_check.interval in seconds (30)")
-    parser.add_argument("--seconds", type=float, default=12.0, help="how long each fleet is measured (12)")
+    parser.number("--interval", 30.0, "health_check.interval in seconds")
+    parser.number("--seconds", 12.0, "how long each fleet is measured")
     parser.add_argument("--beats", type=int, nargs="*", default=[2, 4], help="so many side by side (2 4)")
     parser.add_argument("--kills", type=int, default=6, help="how many beats are killed after a claim (6; 0: none)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.json()
     given = parser.parse_args()
     vms = tuple(getattr(given, name) for name in _FLEETS)
     return Plan(vms, given.interval, given.seconds, tuple(given.beats), given.kills), given.json
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

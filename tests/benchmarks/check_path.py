@@ -3,7 +3,6 @@
 Prints one table. All three ways ask the same VMMs on the same server in one run; how to read it stands in README.md.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import redis
 
 from tests.benchmarks.bare_loop import BareLoop
 from tests.benchmarks.check_report import BARE, NAIVE, OURS, Findings, figures, report
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.figures import document, write
 from tests.benchmarks.measures import VMMS, Meter, Window, cpu_of, cpu_of_single_threaded, memory_of
 from tests.benchmarks.stage import (
@@ -165,20 +165,14 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Plan, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vms", type=int, default=1000, help="how many VMs (1000)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long each way is measured (20)")
-    parser.add_argument(
-        "--rate", type=float, default=12000.0, help="checks/s that the schedule of ours asks for (12000)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all windows there too")
+    parser = Options(description=__doc__)
+    parser.number("--vms", 1000, "how many VMs")
+    parser.number("--seconds", 20.0, "how long each way is measured")
+    parser.number("--rate", 12000.0, "checks/s that the schedule of ours asks for")
+    parser.json("all windows")
     given = parser.parse_args()
     return Plan(given.vms, given.seconds, given.rate), given.json
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

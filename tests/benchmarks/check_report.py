@@ -10,7 +10,6 @@ from tests.benchmarks.measures import VMMS, Memory, Window, median, spread
 
 OURS, NAIVE, BARE = "this system", "one task per VM", "bare epoll loop"
 _WAYS = (OURS, NAIVE, BARE)
-AT_LEAST, AT_MOST = ">=", "<="
 _HEADERS = ("", "checks/s", "CPU-s per 1,000", "of it", "VMMs themselves", "others")
 _WIDTHS = (17, 20, 22, 42, 22, 8)
 
@@ -93,9 +92,3 @@ def _over(values: Mapping[str, Sequence[float]], above: str, below: str) -> list
     """Window by window. In a very short one nothing may have taken a whole clock tick: it says nothing."""
     ratios = [one / other for one, other in zip(values[above], values[below], strict=True) if other]
     return ratios or [math.nan]
-
-
-def goal(name: str, value: float, relation: str, limit: float) -> str:
-    kept = value >= limit if relation == AT_LEAST else value <= limit
-    shown = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    return f"{name}: {shown} (goal {relation} {limit:g}: {'kept' if kept else 'MISSED'})"

@@ -4,7 +4,6 @@ Kills VMMs one at a time beside a worker that checks all others, and prints figu
 to read them stands in README.md.
 """
 
-import argparse
 import math
 import os
 import random
@@ -23,6 +22,7 @@ from typing import Any, cast
 import redis
 
 from tests.benchmarks import figures
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.deaths_report import Lost, Note, Run, checks_per_s, figures_of, mark, notes_of, ratio, stage_table
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.many_watched import watched
@@ -248,18 +248,15 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Plan, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Options(description=__doc__)
 
-    def number(name: str, default: Any, meaning: str) -> None:
-        parser.add_argument(name, type=type(default), default=default, help=f"{meaning} ({default})")
-
-    number("--vms", 1000, "how many tiny VMMs are checked while some of them die")
-    number("--standins", 48, "how many stand-in VMMs in Python; 0 leaves them out")
-    number("--deaths", 100, "how many die in each run")
-    number("--runs", 3, "how many runs, idle and under load each")
-    number("--rate", 4000.0, "checks/s that are due under load")
-    number("--watched", 10_000, "how many processes one watcher watches at the end; 0 leaves that out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.number("--vms", 1000, "how many tiny VMMs are checked while some of them die")
+    parser.number("--standins", 48, "how many stand-in VMMs in Python; 0 leaves them out")
+    parser.number("--deaths", 100, "how many die in each run")
+    parser.number("--runs", 3, "how many runs, idle and under load each")
+    parser.number("--rate", 4000.0, "checks/s that are due under load")
+    parser.number("--watched", 10_000, "how many processes one watcher watches at the end; 0 leaves that out")
+    parser.json("the figures")
     given = parser.parse_args()
     plan = Plan(given.vms, given.standins, given.deaths, given.runs, given.rate, given.watched)
     if 2 * plan.deaths * plan.runs > plan.vms:
@@ -270,8 +267,4 @@ def _arguments() -> tuple[Plan, Path | None]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

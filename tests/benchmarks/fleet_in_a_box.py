@@ -4,10 +4,8 @@ The server, the beats, the messages and all scripts are real; the hosts are simu
 table with a column per size; how to read it stands in README.md.
 """
 
-import argparse
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import figures, fleet_report, fleet_server
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.fleet_box import BROKER_DB, PATTERN_DB, Box, box
 from tests.benchmarks.fleet_model import CostModel, Shape, percentile
 from tests.benchmarks.fleet_records import bytes_per_event, pattern, populate
@@ -196,25 +195,22 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Plan, Path | None, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Options(description=__doc__)
 
-    def number(name: str, default: Any, meaning: str) -> None:
-        parser.add_argument(name, type=type(default), default=default, help=f"{meaning} ({default})")
-
-    number("--sizes", "1000,10000,100000", "how many VMs, one fleet after the other")
-    number("--per-host", 50, "VMs on each host")
-    number("--interval", 30.0, "health_check.interval in seconds")
-    number("--settle", 35.0, "seconds before the first window, longer than the interval")
-    number("--seconds", 30.0, "length of a window")
-    number("--windows", 2, "how many windows of each size")
-    number("--script-seconds", 10.0, "how long scripts are timed one by one afterwards")
-    number("--beats", 1, "how many beats")
-    number("--processes", 4, "how many processes stand for the hosts")
-    number("--unanswered", CostModel().unanswered, "share of looks that get no answer")
-    number("--deaths", CostModel().deaths, "deaths per 10,000 VMs and hour")
+    parser.number("--sizes", "1000,10000,100000", "how many VMs, one fleet after the other")
+    parser.number("--per-host", 50, "VMs on each host")
+    parser.number("--interval", 30.0, "health_check.interval in seconds")
+    parser.number("--settle", 35.0, "seconds before the first window, longer than the interval")
+    parser.number("--seconds", 30.0, "length of a window")
+    parser.number("--windows", 2, "how many windows of each size")
+    parser.number("--script-seconds", 10.0, "how long scripts are timed one by one afterwards")
+    parser.number("--beats", 1, "how many beats")
+    parser.number("--processes", 4, "how many processes stand for the hosts")
+    parser.number("--unanswered", CostModel().unanswered, "share of looks that get no answer")
+    parser.number("--deaths", CostModel().deaths, "deaths per 10,000 VMs and hour")
     parser.add_argument("--no-incident", action="store_true", help="no host loses all its VMs in the last window")
     parser.add_argument("--redis-server", action="store_true", help="redis-server of the PATH, not the embedded one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.json()
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how the costs grow there, as SVG")
     given = parser.parse_args()
     plan = Plan(
@@ -235,8 +231,4 @@ def _arguments() -> tuple[Plan, Path | None, Path | None]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

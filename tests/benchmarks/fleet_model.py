@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tests.benchmarks.measures import at_share
 from workers.domain.vm import Incarnation, Vantage
 
 _HOUR_S = 3600.0
@@ -79,7 +80,4 @@ def process_of(number: int, vantage: Vantage) -> Incarnation:
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that `share` of all do not exceed; 0 of none."""
-    if not values:
-        return 0.0
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+    return at_share(values, share) if values else 0.0

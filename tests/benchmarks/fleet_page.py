@@ -3,7 +3,6 @@
 Starts a server, a Flower and, where it is installed, Chromium; how to read the table stands in README.md.
 """
 
-import argparse
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.figures import Figure, document, table, write
 from tests.benchmarks.measures import cpu_of, median, memory_of
 from tests.benchmarks.stage import Stage, ended_by_signals, say, stage
@@ -210,12 +210,12 @@ def figures(found: dict[str, Any], browsers: int) -> Iterator[Figure]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vms", type=int, default=10_000, help="how many VMs (10000)")
-    parser.add_argument("--events", type=int, default=80_000, help="how many events are in the stream before (80000)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long each load lasts (20)")
-    parser.add_argument("--browsers", type=int, default=20, help="how many look at once (20)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser = Options(description=__doc__)
+    parser.number("--vms", 10_000, "how many VMs")
+    parser.number("--events", 80_000, "how many events are in the stream before")
+    parser.number("--seconds", 20.0, "how long each load lasts")
+    parser.number("--browsers", 20, "how many look at once")
+    parser.json("the figures")
     given = parser.parse_args()
     with ended_by_signals(), stage() as on, subject(on, given.vms, given.events) as measured:
         found = measure(measured, given.seconds, given.browsers)
@@ -234,8 +234,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

@@ -3,15 +3,14 @@
 A worker is killed and started again beside a thousand VMs that live on; how to read the table stands in README.md.
 """
 
-import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.crowd import Crowd
 from tests.benchmarks.figures import Figure, document, shown, table, write
 from tests.benchmarks.measures import Memory, Meter, Window, cpu_of, memory_of
@@ -232,12 +231,12 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Plan, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vms", type=int, default=1000, help="how many VMs the full host has (1000)")
-    parser.add_argument("--most", type=int, default=10_000, help="how many the crowded one has, 0 for none (10000)")
-    parser.add_argument("--restarts", type=int, default=2, help="how often the worker of the full host is killed (2)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long idle hosts are watched (30)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser = Options(description=__doc__)
+    parser.number("--vms", 1000, "how many VMs the full host has")
+    parser.number("--most", 10_000, "how many the crowded one has, 0 for none")
+    parser.number("--restarts", 2, "how often the worker of the full host is killed")
+    parser.number("--seconds", 30.0, "how long idle hosts are watched")
+    parser.json()
     given = parser.parse_args()
     if given.vms < 1 or given.restarts < 1:
         parser.error("--vms and --restarts have to be at least 1")
@@ -245,8 +244,4 @@ def _arguments() -> tuple[Plan, Path | None]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

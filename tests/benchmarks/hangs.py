@@ -4,17 +4,16 @@ With the default settings and with profile `fast`, each beside the arithmetic of
 cost; how to read the table stands in README.md.
 """
 
-import argparse
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.figures import Figure, document, table, write
 from tests.benchmarks.measures import Meter, Window, at_share, cpu_of, spread
 from tests.benchmarks.stage import HOST, MOST_STANDINS, STANDIN, Pair, Stage, allow_many_files, ended_by_signals, say
@@ -309,13 +308,13 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Plan, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vms", type=int, default=1000, help="how many VMs live on the host (1000)")
-    parser.add_argument("--hangs", type=int, default=40, help="how many of them hang in each profile (40)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long checks are watched in each profile (30)")
+    parser = Options(description=__doc__)
+    parser.number("--vms", 1000, "how many VMs live on the host")
+    parser.number("--hangs", 40, "how many of them hang in each profile")
+    parser.number("--seconds", 30.0, "how long checks are watched in each profile")
     parser.add_argument("--profile", choices=(FAST, DEFAULTS), help="only this one")
-    parser.add_argument("--seed", type=int, default=1, help="for the moments at which VMMs are stopped (1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every single hang there too")
+    parser.number("--seed", 1, "for the moments at which VMMs are stopped")
+    parser.json("the figures and every single hang")
     given = parser.parse_args()
     if not 2 <= given.hangs <= given.vms // 2:
         parser.error("--hangs has to be at least 2, and at most half of --vms: each VM hangs once")
@@ -324,8 +323,4 @@ def _arguments() -> tuple[Plan, Path | None]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

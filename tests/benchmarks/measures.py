@@ -110,3 +110,9 @@ def median(values: Sequence[float]) -> float:
 def at_share(values: Sequence[float], share: float) -> float:
     """The value that this share of them does not exceed: 0 gives the least, 1 the most."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def goal(name: str, value: float, most: float) -> str:
+    """Say whether this value is at most what it may be."""
+    shown = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{name}: {shown} (goal <= {most:g}: {'kept' if value <= most else 'MISSED'})"

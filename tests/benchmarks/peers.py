@@ -4,9 +4,7 @@ This system, supervisord, runit and monit keep the same VMM alive on the same ma
 stands in README.md.
 """
 
-import argparse
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks import figures
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.peer_ours import ThisSystem
 from tests.benchmarks.peer_prober import Answer, Door, Killed, NoAnswer, age_s, await_answers, kill
 from tests.benchmarks.peer_report import (
@@ -274,22 +273,21 @@ def ran(bench: Bench) -> bool:
 
 
 def _arguments() -> tuple[Plan, list[str], Path | None, bool]:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Options(description=__doc__)
 
-    def number(name: str, default: int, meaning: str) -> None:
-        parser.add_argument(name, type=int, default=default, help=f"{meaning} ({default})")
-
-    number("--deaths", 30, "how many VMs of each supervisor die one at a time, old ones and young ones")
-    number("--slow-deaths", 12, "the same for those that look once a second, and so take it each time")
-    number("--rounds", 3, "in so many rounds, in each of which every supervisor has its turn")
-    number("--again", 3, "how many VMs this system loses a second time right after; it waits recovery.retry_interval")
-    number("--at-once", 200, "how many die at once; 0 leaves that out")
+    parser.number("--deaths", 30, "how many VMs of each supervisor die one at a time, old ones and young ones")
+    parser.number("--slow-deaths", 12, "the same for those that look once a second, and so take it each time")
+    parser.number("--rounds", 3, "in so many rounds, in each of which every supervisor has its turn")
+    parser.number(
+        "--again", 3, "how many VMs this system loses a second time right after; it waits recovery.retry_interval"
+    )
+    parser.number("--at-once", 200, "how many die at once; 0 leaves that out")
     vmms = (STANDIN, TINY)
     parser.add_argument("--vmm", choices=vmms, default=STANDIN, help=f"what dies one at a time ({STANDIN})")
     parser.add_argument("--vmm-at-once", choices=vmms, default=TINY, help=f"what dies at once ({TINY})")
     parser.add_argument("--only", action="append", metavar="NAME", help="only those whose name begins so; repeat it")
     parser.add_argument("--require-peers", action="store_true", help="a supervisor that is not there is an error")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.json()
     given = parser.parse_args()
     rounds = max(1, min(given.rounds, given.deaths, given.slow_deaths))
     plan = Plan(given.deaths, given.slow_deaths, rounds, given.again, given.at_once, given.vmm, given.vmm_at_once)
@@ -297,8 +295,4 @@ def _arguments() -> tuple[Plan, list[str], Path | None, bool]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)

@@ -6,7 +6,6 @@ Prints CPU-seconds per 1,000 checks of each step, measured without a profiler, a
 import argparse
 import cProfile
 import pstats
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from tests.benchmarks.bare_loop import BareLoop
 from tests.benchmarks.measures import cpu_of, median, spread
-from tests.benchmarks.stage import HOST, Stage, stage
+from tests.benchmarks.stage import HOST, Stage, allow_many_files, stage
 from workers.bootstrap import Fleet
 from workers.bootstrap_host import build_host_runtime
 from workers.domain.vm import VmRecord
@@ -90,8 +89,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--sort", default="tottime")
     given = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_many_files()
     with stage() as on:
         with on.pair("start", recovery__per_host="7"):
             on.declare(given.vms)

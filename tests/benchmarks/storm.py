@@ -4,24 +4,22 @@ Prints how long it took until all were back, against what the caps allow as meas
 stands in README.md.
 """
 
-import argparse
 import os
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import redis
 
-from tests.benchmarks.check_report import AT_MOST, goal
+from tests.benchmarks.commandline import Options, end
 from tests.benchmarks.figures import Better, Figure, document, table, write
-from tests.benchmarks.measures import MACHINE, cpu_of, machine_busy, memory_of, spread
+from tests.benchmarks.measures import MACHINE, cpu_of, goal, machine_busy, memory_of, spread
 from tests.benchmarks.stage import (
     BROKER_DB,
     HOST,
@@ -305,13 +303,13 @@ def _meanwhile(found: Findings) -> Iterator[str]:
 
 
 def _goals(found: Findings) -> Iterator[str]:
-    yield goal("all back, over the ideal at the cap", found.back_after_s / found.ideal_s, AT_MOST, 1.3)
-    yield goal("checks of the unhurt late, intervals", found.storm.late_s / found.plan.interval_s, AT_MOST, 1)
-    yield goal("worker RSS at its peak, MiB", found.peak_mib, AT_MOST, 90)
-    yield goal("messages in the longest queue", max(found.storm.queues.values(), default=0), AT_MOST, found.plan.vms)
-    yield goal("recovered or running twice", found.twice, AT_MOST, 0)
-    yield goal("lost", found.lost, AT_MOST, 0)
-    yield goal("recoveries of the unhurt", found.unhurt_recovered, AT_MOST, 0)
+    yield goal("all back, over the ideal at the cap", found.back_after_s / found.ideal_s, 1.3)
+    yield goal("checks of the unhurt late, intervals", found.storm.late_s / found.plan.interval_s, 1)
+    yield goal("worker RSS at its peak, MiB", found.peak_mib, 90)
+    yield goal("messages in the longest queue", max(found.storm.queues.values(), default=0), found.plan.vms)
+    yield goal("recovered or running twice", found.twice, 0)
+    yield goal("lost", found.lost, 0)
+    yield goal("recoveries of the unhurt", found.unhurt_recovered, 0)
 
 
 def figures(found: Findings) -> Iterator[Figure]:
@@ -347,26 +345,19 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Plan, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Options(description=__doc__)
 
-    def number(name: str, default: Any, meaning: str) -> None:
-        parser.add_argument(name, type=type(default), default=default, help=f"{meaning} ({default})")
-
-    number("--hurt", 1000, "how many VMs are killed at once")
-    number("--unhurt", 200, "how many more live on the same host")
-    number("--per-host", 8, "the cap, recovery.per_host")
-    number("--boot-ms", 250, "how long a VMM takes to answer InstanceStart")
-    number("--interval", 5.0, "health_check.interval in seconds, at least 2")
-    number("--waves", 5, "how often as many VMs as the cap allows are killed, before and after")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.number("--hurt", 1000, "how many VMs are killed at once")
+    parser.number("--unhurt", 200, "how many more live on the same host")
+    parser.number("--per-host", 8, "the cap, recovery.per_host")
+    parser.number("--boot-ms", 250, "how long a VMM takes to answer InstanceStart")
+    parser.number("--interval", 5.0, "health_check.interval in seconds, at least 2")
+    parser.number("--waves", 5, "how often as many VMs as the cap allows are killed, before and after")
+    parser.json()
     given = parser.parse_args()
     plan = Plan(given.hurt, given.unhurt, given.per_host, given.boot_ms, given.interval, given.waves)
     return plan, given.json
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("interrupted; everything was ended")
-        sys.exit(130)
+    end(main)
